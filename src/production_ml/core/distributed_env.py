@@ -1,0 +1,59 @@
+"""Who this process is in the job, as its launcher tells through the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from production_ml.core.errors import ConfigError
+
+RUN_DIR_VARIABLE = "PRODUCTION_ML_RUN_DIR"
+ATTEMPT_VARIABLE = "PRODUCTION_ML_ATTEMPT"
+OWNER_VARIABLE = "PRODUCTION_ML_OWNER_PID"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistributedEnv:
+    """A process's place in the job; a script started without a launcher is rank 0 of 1."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    node_rank: int = 0
+    attempt: int = 0
+    """0 for the first start of the workers, then one more for each restart."""
+    owner_pid: int
+    """The process whose life is the run's life on this node: the launcher, or without one the script itself."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None) -> DistributedEnv:
+        """Read torchrun's variables, else SLURM's (`srun` without a launcher), else the defaults.
+
+        Raises:
+            ConfigError: A variable that should be a number is not one.
+        """
+        variables = os.environ if environ is None else environ
+
+        def number(*names: str, default: int = 0) -> int:
+            for name in names:
+                if name in variables:
+                    return _parse(name, variables[name])
+            return default
+
+        launched = "TORCHELASTIC_RUN_ID" in variables
+        return cls(
+            rank=number("RANK", "SLURM_PROCID"),
+            local_rank=number("LOCAL_RANK", "SLURM_LOCALID"),
+            world_size=number("WORLD_SIZE", "SLURM_NTASKS", default=1),
+            node_rank=number("GROUP_RANK", "SLURM_NODEID"),
+            attempt=number(ATTEMPT_VARIABLE, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"),
+            owner_pid=number(OWNER_VARIABLE, default=os.getppid() if launched else os.getpid()),
+        )
+
+
+def _parse(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(name, text, "this environment variable must be a whole number") from None

@@ -1,0 +1,15 @@
+"""The checkpoint on disk: safetensors shards, and a manifest with a hash of every tensor that is the commit."""
+
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, Manifest, TensorEntry
+from production_ml.fault_tolerance.checkpoint_format.verification import Damage, verify_checkpoint
+
+__all__ = [
+    "CheckpointDirectory",
+    "CheckpointInfo",
+    "ChunkEntry",
+    "Damage",
+    "Manifest",
+    "TensorEntry",
+    "verify_checkpoint",
+]

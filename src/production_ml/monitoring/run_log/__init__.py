@@ -1,0 +1,16 @@
+"""The run log: what training did, appended as it happens and never lost to a SIGKILL."""
+
+from production_ml.monitoring.run_log.format import EventRecord, MetricsRecord, Record, Source
+from production_ml.monitoring.run_log.reader import RunLog, RunLogFollower, SourcedRecord
+from production_ml.monitoring.run_log.writer import RunLogWriter
+
+__all__ = [
+    "EventRecord",
+    "MetricsRecord",
+    "Record",
+    "RunLog",
+    "RunLogFollower",
+    "RunLogWriter",
+    "Source",
+    "SourcedRecord",
+]

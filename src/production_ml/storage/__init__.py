@@ -1,0 +1,1 @@
+"""Where bytes are kept: content hashes, durable writes, the dataset store."""

@@ -1,0 +1,24 @@
+"""Names that people choose, kept to letters that are safe in a path, a URL and a `name:version` reference."""
+
+from __future__ import annotations
+
+import re
+
+from production_ml.core.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def check_name(field: str, name: str) -> str:
+    """`name` itself, where it can be one.
+
+    Raises:
+        ConfigError: It is empty, too long, or has other letters; `field` says which name it is.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            field,
+            name,
+            "must begin with a letter or digit and have only letters, digits, '_', '-' and '.' (at most 100)",
+        )
+    return name
