@@ -1,0 +1,35 @@
+"""What holds for every test: no service test is ever skipped, randomness has a printed seed, the duration is told."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Generator
+
+import pytest
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Chance with a seed that a failing test shows; repeat it with PRODUCTION_ML_TEST_SEED."""
+    seed = int(os.environ.get("PRODUCTION_ML_TEST_SEED", random.SystemRandom().randrange(10**9)))
+    print(f"PRODUCTION_ML_TEST_SEED={seed} for {request.node.name}")
+    return random.Random(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A service test that is skipped has failed: it would hide that nothing was tested."""
+    report = yield
+    if report.skipped and "services" in item.keywords:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped. Install what it needs with: make services"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How long `make test` took, set-up and checks included."""
+    started = os.environ.get("MAKE_STARTED")
+    if started is not None:
+        terminalreporter.write_line(f"make test took {time.time() - int(started):.0f} s, set-up and checks included.")
