@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from production_ml.core.errors import ExitCode, InputFileError, MissingDependencyError
+from production_ml.core.errors import ExitCode, InputFileError
 from production_ml.storage.datasets import DatasetStore, DatasetVersion, parse_reference
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _TABLE_SUFFIXES = (".csv", ".parquet")
 # \b keeps the lines of the example as they are.
@@ -101,10 +98,10 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check a table against rules."""
-    from production_ml.mlops.data_validation import DataValidator, load_rules
+    from production_ml.mlops.data_validation import DataValidator, load_rules, read_table
 
     validator = DataValidator(load_rules(rules))
-    report = validator.validate(_read_table(_find_table(data, store)))
+    report = validator.validate(read_table(_find_table(data, store)))
     typer.echo(report.to_json() if as_json else str(report))
     if not report.passed:
         raise typer.Exit(ExitCode.REFUSED)
@@ -128,14 +125,3 @@ def _find_table(data: str, store: Path) -> Path:
         cure = "Name the file itself: production-ml data validate PATH --rules RULES"
         raise InputFileError(dataset.directory, f"must hold one table to validate (found {found})", cure=cure)
     return dataset.directory / tables[0]
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        import pandas as pd
-    except ModuleNotFoundError as missing:
-        raise MissingDependencyError("pandas", extra="data", purpose="Reading a table") from missing
-    try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (OSError, ValueError) as problem:
-        raise InputFileError(path, f"cannot be read as a table ({problem})") from problem

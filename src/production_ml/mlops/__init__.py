@@ -1,6 +1,6 @@
 """From a trained model to a deployed one: data checks, tracking, the gate, the registry."""
 
-from production_ml.mlops.data_validation import DataValidator, ValidationReport, load_rules, parse_rules
+from production_ml.mlops.data_validation import DataValidator, ValidationReport, load_rules, parse_rules, read_table
 from production_ml.mlops.evaluation_gate import AtLeast, AtMost, EvaluationGate, NotWorseThanChampion, Verdict
 from production_ml.mlops.experiment_tracking import ExperimentTracker, TrackedRun
 from production_ml.mlops.model_package import ModelPackage, open_package
@@ -23,4 +23,5 @@ __all__ = [
     "load_rules",
     "open_package",
     "parse_rules",
+    "read_table",
 ]

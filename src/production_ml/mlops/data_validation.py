@@ -10,16 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from production_ml.core.errors import ConfigError, MissingDependencyError
+from production_ml.core.errors import ConfigError, InputFileError, MissingDependencyError
 from production_ml.core.structured_logging import json_safe
 from production_ml.mlops.data_rules import Rule, load_rules, parse_rules
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Check", "DataValidator", "ValidationReport", "load_rules", "parse_rules"]
+__all__ = ["Check", "DataValidator", "ValidationReport", "load_rules", "parse_rules", "read_table"]
 
 _EXAMPLES: Final = 5
 
@@ -78,6 +79,23 @@ class ValidationReport:
     def to_json(self) -> str:
         """One JSON object."""
         return json.dumps(self.to_dict(), indent=2)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table in a .csv or .parquet file.
+
+    Raises:
+        InputFileError: The file is missing, or is no table.
+        MissingDependencyError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as missing:
+        raise MissingDependencyError("pandas", extra="data", purpose="Reading a table") from missing
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError) as problem:
+        raise InputFileError(path, f"cannot be read as a table ({problem})") from problem
 
 
 class DataValidator:

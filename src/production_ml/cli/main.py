@@ -1,0 +1,69 @@
+"""The composition root: puts the command groups together, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Annotated, Final
+
+import typer
+
+from production_ml import __version__
+from production_ml.core.errors import ExitCode, ProductionMLError
+
+from importlib.util import find_spec  # noqa: E402
+_GROUPS: Final = tuple(g for g in ("demo", "launch", "report", "checkpoint", "monitor", "data", "registry", "serve") if find_spec("production_ml.cli." + g))
+_EPILOG: Final = (
+    "Exit codes: 0 done, 1 failed, 2 bad input, 3 damaged data, 4 refused by a check or the gate, "
+    "5 an optional package is missing, 130 interrupted."
+)
+
+
+def build() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(
+        name="production-ml",
+        help="From a PyTorch training script to a production system. Begin with: production-ml demo",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_options)
+    for group in _GROUPS:
+        import_module(f"production_ml.cli.{group}").register(app)
+    return app
+
+
+def main() -> None:
+    """The entry point `production-ml`."""
+    try:
+        build()()
+    except ProductionMLError as problem:
+        typer.echo(f"Error: {problem}", err=True)
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # `production-ml … | head` has seen enough; Python would complain again while it closes stdout.
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"production-ml {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What holds for every command."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The demo does what it claims, leaves nothing behind, and does it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from production_ml.cli.demo import next_commands
+
+pytestmark = pytest.mark.timeout(600)
+DEMO = [sys.executable, "-m", "production_ml.cli.main", "demo"]
+
+
+def processes_that_mention(directory: Path) -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if str(directory) in command and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            found.append(command)
+    return found
+
+
+@pytest.fixture(scope="module")
+def two_demos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """The measured figures of two demos, one after the other in one directory."""
+    directory = tmp_path_factory.mktemp("demo") / "demo"
+    outcomes = []
+    for seed in (1, 2):
+        command = [*DEMO, "--dir", str(directory), "--seed", str(seed), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outcomes.append(json.loads(done.stdout))
+    return directory, outcomes
+
+
+def test_each_demo_resumes_from_a_checkpoint_and_redoes_few_steps(two_demos):
+    for outcome in two_demos[1]:
+        figures = outcome["figures"]
+        assert figures["resumed_from_step"] > 0
+        assert figures["steps_redone"] == figures["last_step_before"] - figures["resumed_from_step"] + 1
+        assert 0 <= figures["steps_redone"] <= 2 * 40 + 1
+        assert figures["down_seconds"] > 0
+
+
+def test_a_kill_changes_nothing_of_what_is_learned(two_demos):
+    """Both demos train the same model and are killed at different steps: the weights end up the same."""
+    first, second = (outcome["figures"] for outcome in two_demos[1])
+
+    assert first["killed_after_step"] != second["killed_after_step"]
+    assert first["champion_accuracy"] == second["champion_accuracy"]
+
+
+def test_the_second_demo_registers_next_versions_and_both_are_served(two_demos):
+    first, second = (outcome["figures"] for outcome in two_demos[1])
+
+    assert (first["champion_version"], first["challenger_version"]) == (1, 2)
+    assert (second["champion_version"], second["challenger_version"]) == (3, 4)
+    assert [version["version"] for version in second["serving"]] == ["3", "4"]
+    assert all(version["accuracy"] > 0.8 for version in second["serving"])
+
+
+def test_the_report_is_there_and_needs_no_network(two_demos):
+    report = Path(two_demos[1][-1]["figures"]["report"]).read_text()
+
+    assert "SIGKILL" in report
+    assert '<script src="http' not in report
+
+
+def test_no_process_is_left(two_demos):
+    assert processes_that_mention(two_demos[0]) == []
+
+
+def test_the_commands_that_the_demo_suggests_work(two_demos):
+    directory, outcomes = two_demos
+    run_dir = Path(outcomes[-1]["figures"]["run_dir"]).relative_to(directory)
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+
+    change_directory, *commands = next_commands(directory, run_dir)
+    assert change_directory == f"cd {directory}"
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "mlflow" or words[1] == "serve":
+            words.append("--help")  # they would run until stopped; their own tests start them
+        done = subprocess.run(words, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("moment", ["train-champion.log", "serve.log"])
+def test_ctrl_c_leaves_no_process_and_a_directory_that_works(tmp_path, moment):
+    directory = tmp_path / "demo"
+    demo = subprocess.Popen([*DEMO, "--dir", str(directory)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    await_file(directory, moment, demo)
+    demo.send_signal(signal.SIGINT)
+    printed, _ = demo.communicate(timeout=60)
+
+    assert demo.returncode == 130, printed.decode()
+    await_no_process(directory)
+
+
+def test_keep_serving_answers_until_it_is_stopped(tmp_path):
+    directory = tmp_path / "demo"
+    demo = subprocess.Popen(
+        [*DEMO, "--dir", str(directory), "--keep-serving"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if line.startswith("Serving at"):
+            break
+    else:
+        pytest.fail("the demo ended before it served")
+    url = json.loads((directory / "server.json").read_text())["url"]
+    with urllib.request.urlopen(f"{url}/v2/models/digits", timeout=10) as response:
+        described = json.load(response)
+    demo.send_signal(signal.SIGTERM)
+    demo.communicate(timeout=60)
+
+    assert described["name"] == "digits"
+    assert demo.returncode == 130
+    await_no_process(directory)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+
+    done = subprocess.run([*DEMO, "--dir", str(tmp_path / "file")], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def await_file(directory: Path, name: str, demo: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 180
+    while not list(directory.glob(f"runs/*/{name}")):
+        assert demo.poll() is None, demo.communicate()[0].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def await_no_process(directory: Path) -> None:
+    """The exporter ends within moments of the run that it belongs to."""
+    deadline = time.monotonic() + 20
+    while left := processes_that_mention(directory):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
