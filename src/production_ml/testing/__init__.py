@@ -1,0 +1,1 @@
+"""Fakes and synthetic data for tests, ours and yours."""
