@@ -51,8 +51,8 @@ def main() -> None:
         if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
             accuracy = measure_accuracy(network, validation, device)
             monitor.log({"validation/accuracy": accuracy}, step)
-            metrics = {"loss": loss, "accuracy": accuracy}
-            checkpoints.save(model, optimizer, step + 1, metrics=metrics, schedule=schedule)  # 5
+            state = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            checkpoints.save(**state, step=step + 1, metrics={"loss": loss, "accuracy": accuracy})  # 5
             started = time.perf_counter()
 
     checkpoints.close()

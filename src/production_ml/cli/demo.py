@@ -29,7 +29,8 @@ def demo(
         "demo"
     ),
     seed: Annotated[
-        int | None, typer.Option(help="Decides which worker is killed, and when.  [default: random, and shown]")
+        int | None,
+        typer.Option(help="Decides which worker is killed, and when.", show_default="random, and shown"),
     ] = None,
     keep_serving: Annotated[bool, typer.Option("--keep-serving", help="Serve until Ctrl-C instead of ending.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The server's port; 0 takes a free one.")] = 0,

@@ -11,8 +11,7 @@ import typer
 from production_ml import __version__
 from production_ml.core.errors import ExitCode, ProductionMLError
 
-from importlib.util import find_spec  # noqa: E402
-_GROUPS: Final = tuple(g for g in ("demo", "launch", "report", "checkpoint", "monitor", "data", "registry", "serve") if find_spec("production_ml.cli." + g))
+_GROUPS: Final = ("demo", "launch", "report", "checkpoint", "monitor", "data", "registry", "serve")
 _EPILOG: Final = (
     "Exit codes: 0 done, 1 failed, 2 bad input, 3 damaged data, 4 refused by a check or the gate, "
     "5 an optional package is missing, 130 interrupted."

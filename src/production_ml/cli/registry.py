@@ -17,7 +17,9 @@ Name = Annotated[str, typer.Argument(help="The registered model's name.")]
 Alias = Annotated[str, typer.Option(help="The alias to move: champion, challenger or one of your own.")]
 TrackingUri = Annotated[
     str | None,
-    typer.Option(envvar=TRACKING_URI_VARIABLE, help="The MLflow server or database.  [default: sqlite:///mlflow.db]"),
+    typer.Option(
+        envvar=TRACKING_URI_VARIABLE, help="The MLflow server or database.", show_default="sqlite:///mlflow.db"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module, metadata
-from typing import Generic, TypeVar, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from production_ml.core.errors import MissingDependencyError, UnknownPluginError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Kind = TypeVar("Kind")
 
@@ -26,7 +29,7 @@ class PluginFamily(Generic[Kind]):
     Args:
         name: The family's name in messages, such as "metric sink".
         entry_points: The entry-point group in which third parties register kinds.
-        table: The kinds that ship with the library.
+        table: The kinds that ship with the library; a third party cannot replace one.
     """
 
     def __init__(self, name: str, *, entry_points: str, table: dict[str, PluginLocation]) -> None:
@@ -36,7 +39,16 @@ class PluginFamily(Generic[Kind]):
 
     def names(self) -> list[str]:
         """All kinds that can be asked for, sorted."""
-        return sorted({*self._table, *(point.name for point in metadata.entry_points(group=self.entry_points))})
+        return sorted({*self._table, *(point.name for point in self._third_party())})
+
+    def check(self, name: str) -> None:
+        """Refuse a name without importing what stands behind it.
+
+        Raises:
+            UnknownPluginError: No such kind.
+        """
+        if name not in self._table and name not in self.names():
+            raise UnknownPluginError(self.name, name, self.names())
 
     def load(self, name: str) -> type[Kind]:
         """The class behind `name`.
@@ -47,8 +59,9 @@ class PluginFamily(Generic[Kind]):
         """
         location = self._table.get(name)
         if location is None:
-            for point in metadata.entry_points(group=self.entry_points, name=name):
-                return cast("type[Kind]", point.load())
+            for point in self._third_party():
+                if point.name == name:
+                    return cast("type[Kind]", point.load())
             raise UnknownPluginError(self.name, name, self.names())
         module, _, attribute = location.target.partition(":")
         try:
@@ -59,3 +72,8 @@ class PluginFamily(Generic[Kind]):
             raise MissingDependencyError(
                 missing.name, extra=location.extra, purpose=f"{self.name} {name!r}"
             ) from missing
+
+    def _third_party(self) -> list[EntryPoint]:
+        from importlib import metadata  # takes milliseconds, and most runs ask for nothing but the table
+
+        return list(metadata.entry_points(group=self.entry_points))

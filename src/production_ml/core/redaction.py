@@ -1,15 +1,16 @@
-"""Secrets never reach a log, a run record or a tracking server: keys that name one lose their value."""
+"""Secrets never reach a log, a run record or a tracking server: what a key or a URL calls one loses its value."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 REDACTED = "***"
 _SECRET_KEY = re.compile(
-    r"(^|[_\-.])(token|password|passwd|secret|api_?key|access_?key|private_?key|credentials?)s?$", re.IGNORECASE
+    r"(^|[_\-.])(token|password|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|credentials?)s?$", re.IGNORECASE
 )
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 
 
 def is_secret(key: str) -> bool:
@@ -18,8 +19,32 @@ def is_secret(key: str) -> bool:
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `config`, nested mappings included, without the values of secrets."""
-    return {
-        key: REDACTED if is_secret(str(key)) else redact(value) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-    }
+    """A copy of `config`, what is nested in it included, without the values of secrets."""
+    return {key: REDACTED if is_secret(str(key)) else _redact_value(value) for key, value in config.items()}
+
+
+def redact_command(words: Sequence[str]) -> list[str]:
+    """A copy of a command line without secrets: `--api-key=x`, `--api-key x`, `postgresql://user:x@host`."""
+    shown: list[str] = []
+    follows_secret = False
+    for word in words:
+        option, equals, _ = word.partition("=")
+        names_secret = word.startswith("-") and is_secret(option)
+        if follows_secret and not word.startswith("-"):
+            shown.append(REDACTED)
+        elif names_secret and equals:
+            shown.append(f"{option}={REDACTED}")
+        else:
+            shown.append(_redact_value(word))
+        follows_secret = names_secret and not equals
+    return shown
+
+
+def _redact_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return redact(value)
+    if isinstance(value, str):
+        return _URL_PASSWORD.sub(rf"\1{REDACTED}@", value)
+    if isinstance(value, list | tuple):
+        return [_redact_value(item) for item in value]
+    return value

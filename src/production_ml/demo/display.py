@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -105,8 +106,6 @@ class LiveDisplay:
         self._stations[-1].facts.append(text)
 
     def training(self, view: TrainingView) -> None:
-        if self._view is not None and view.step < self._view.step - view.steps // 2:
-            self._losses.clear()
         self._view = view
         if view.loss is not None:
             self._losses.append(view.loss)
@@ -163,13 +162,17 @@ def open_display(console: Console) -> Iterator[Display]:
 
 
 def curve(values: list[float], width: int) -> str:
-    """Values as one line of at most `width` bars, each the mean of its share; the highest value is a full bar."""
-    finite = [value for value in values if value == value and abs(value) != float("inf")]
+    """Values as one line of at most `width` bars, each the mean of its share; the highest is a full bar.
+
+    Heights are logarithmic where all values are positive: a loss spends most of its life near its floor.
+    """
+    finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
     width = min(width, len(finite))
     edges = [index * len(finite) // width for index in range(width + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means), max(means)
+    heights = [math.log(mean) for mean in means] if min(means) > 0 else means
+    low, high = min(heights), max(heights)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+    return "".join(_BARS[round((height - low) * scale)] for height in heights)

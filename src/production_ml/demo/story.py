@@ -41,8 +41,8 @@ from production_ml.monitoring.run_log import RunLog
 from production_ml.report import write_report
 from production_ml.storage.datasets import DatasetStore, DatasetVersion
 
-CHAMPION_PLAN: Final = Plan(model="champion", steps=800, checkpoint_every=40, width=32, learning_rate=3e-3, seed=0)
-CHALLENGER_PLAN: Final = Plan(model="challenger", steps=160, checkpoint_every=80, width=12, learning_rate=1e-2, seed=1)
+CHAMPION_PLAN: Final = Plan(model="champion", steps=600, checkpoint_every=30, width=32, learning_rate=1e-3, seed=0)
+CHALLENGER_PLAN: Final = Plan(model="challenger", steps=90, checkpoint_every=45, width=8, learning_rate=1e-2, seed=1)
 ACCURACY_REQUIRED: Final = 0.95
 ACCURACY_REQUIRED_OF_A_CHALLENGER: Final = 0.85
 TOLERANCE: Final = 0.01

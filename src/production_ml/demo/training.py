@@ -70,6 +70,7 @@ class Watch:
         self._sources: dict[int, Source] = {}
         self._steps: dict[int, int] = {}
         self._values: dict[str, float] = {}
+        self._shown_step = -1
 
     def poll(self) -> None:
         """Read what is new."""
@@ -101,10 +102,14 @@ class Watch:
 
     def view(self, steps: int) -> TrainingView:
         """The state for a display."""
-        pids = (f"rank {rank}: pid {source.pid}" for rank, source in sorted(self._sources.items()))
-        workers = f"attempt {self._attempt + 1}   " + "   ".join(pids) if self._sources else "starting the workers"
+        pids = [f"rank {rank}: pid {source.pid}" for rank, source in sorted(self._sources.items())]
+        self._shown_step = max(self._steps.values(), default=self._shown_step)
+        if self._steps:
+            workers = "   ".join([f"attempt {self._attempt + 1}", *pids])
+        else:
+            workers = "starting the workers" if self._attempt <= 0 else "starting the workers again"
         return TrainingView(
-            step=max(self._steps.values(), default=-1) + 1,
+            step=self._shown_step + 1,
             steps=steps,
             loss=self._values.get("train/loss"),
             accuracy=self._values.get("validation/accuracy"),

@@ -51,6 +51,6 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def _device() -> torch.device:
-    if "nccl" in dist.get_backend():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    """Where the default process group takes tensors: on the CPU if it can, else (NCCL alone) on this rank's GPU."""
+    backends = dict(pair.split(":") for pair in dist.get_backend_config().split(","))
+    return torch.device("cpu") if "cpu" in backends else torch.device("cuda", torch.cuda.current_device())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from production_ml.core.errors import ConfigError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 class KeepPolicy(Protocol):
@@ -24,6 +27,8 @@ class KeepLast:
     n: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.n, int):
+            raise ConfigError("keep_last_n", self.n, "must be a whole number")
         if self.n < 1:
             raise ConfigError(
                 "keep_last_n", self.n, "must be at least 1: the newest checkpoint is what a restart needs"
@@ -64,3 +69,33 @@ def steps_to_remove(checkpoints: Sequence[CheckpointInfo], policies: Sequence[Ke
     newest = {max((checkpoint.step for checkpoint in checkpoints), default=0)}
     kept = newest.union(*(policy(checkpoints) for policy in policies))
     return {checkpoint.step for checkpoint in checkpoints} - kept
+
+
+class Pruning:
+    """Applies policies to a directory after each commit. A checkpoint that cannot be judged is never removed."""
+
+    def __init__(self, directory: CheckpointDirectory, policies: Sequence[KeepPolicy]) -> None:
+        self._directory = directory
+        self._policies = policies
+        self._has_told_of_newer = False
+
+    def prune(self, *, just_committed: int) -> None:
+        """Remove what no policy wants. That some of it stays is worth a warning, not a failed save."""
+        checkpoints = self._directory.infos()
+        self._warn_of_newer(just_committed, max((checkpoint.step for checkpoint in checkpoints), default=0))
+        for step in sorted(steps_to_remove(checkpoints, self._policies) - {just_committed}):
+            try:
+                self._directory.remove(step)
+            except OSError as problem:
+                _LOG.warning("%s: cannot be removed (%s)", self._directory.committed(step), problem.strerror)
+
+    def _warn_of_newer(self, just_committed: int, newest: int) -> None:
+        if newest > just_committed and not self._has_told_of_newer:
+            self._has_told_of_newer = True
+            _LOG.warning(
+                "step %d was saved to %s, which holds step %d of an earlier run: a restart would resume from that one. "
+                "Give each run a directory of its own, or call load_latest() before training.",
+                just_committed,
+                self._directory.path,
+                newest,
+            )

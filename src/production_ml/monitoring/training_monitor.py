@@ -8,26 +8,35 @@ import platform
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.distributed_env import DistributedEnv
-from production_ml.core.errors import ConfigError
-from production_ml.core.redaction import redact
-from production_ml.core.structured_logging import CONTEXT, EventHandler, attach, detach, json_file_handler
-from production_ml.monitoring.exporter import CLOSED_EVENT, ensure_exporter
-from production_ml.monitoring.run_directory import (
-    RunIdentity,
-    choose_run_directory,
-    process_start,
-    shared_run_id,
+from production_ml.core.errors import RunDirectoryError
+from production_ml.core.redaction import redact, redact_command
+from production_ml.core.structured_logging import (
+    CONTEXT,
+    LIBRARY_LOGGER,
+    Event,
+    JsonLog,
+    subscribe,
+    tell_people,
+    unsubscribe,
 )
-from production_ml.monitoring.run_log import RunLogWriter, Source
+from production_ml.monitoring.exporter.start import check_address, ensure_exporter
+from production_ml.monitoring.run_directory import RunIdentity, choose_run_directory, process_start, shared_run_id
+from production_ml.monitoring.run_log import EventRecord, RunLogWriter, Source
+from production_ml.monitoring.run_watch import CLOSED_EVENT
+from production_ml.monitoring.sinks import ON_EVERY_NODE, SINKS
 
 AlertLevel = Literal["info", "warning", "error"]
+_LEVELS: dict[str, int] = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# What float() raises: Python and numpy the first three, torch for a tensor of many elements also the last.
+_NO_NUMBER = (TypeError, ValueError, OverflowError, RuntimeError)
 _logger = logging.getLogger(__name__)
 
 
@@ -40,15 +49,16 @@ class TrainingMonitor:
     Args:
         project: What the runs belong to. Names a directory.
         experiment: What is tried. Names a directory.
-        metrics_port: Where Prometheus finds the metrics; taken ports are passed over with a warning. None for no exporter.
-        metrics_host: The address to serve on; only this machine by default.
-        run_id: Who the run is; a launcher's word goes before it, and without either it is new.
-        run_dir: Where the run is kept, instead of `runs/PROJECT/EXPERIMENT/RUN_ID`.
+        metrics_port: Where Prometheus finds the metrics; taken ports are passed over with a warning. 0 for any free
+            port, None for no exporter.
+        metrics_host: The IPv4 address to serve on; only this machine by default.
+        run_id: Who the run is. Without it a launcher's word counts, and without either it is new.
+        run_dir: Where the run is kept, instead of `runs/PROJECT/EXPERIMENT/RUN_ID`; a launcher's word goes before it.
         config: Hyperparameters and the like, recorded with the run; secrets are left out.
         sinks: The views that the exporter keeps up to date.
 
     Raises:
-        ConfigError: A name cannot name a directory, or the port is none.
+        ConfigError: A name cannot name a directory, an address cannot be served on, or a sink is not known.
         RunDirectoryError: The run directory cannot be written.
     """
 
@@ -62,25 +72,29 @@ class TrainingMonitor:
         run_id: str | None = None,
         run_dir: Path | str | None = None,
         config: Mapping[str, Any] | None = None,
-        sinks: tuple[str, ...] = ("prometheus",),
+        sinks: Sequence[str] = ("prometheus",),
     ) -> None:
-        if metrics_port is not None and not 0 <= metrics_port < 65536:
-            raise ConfigError("metrics_port", metrics_port, "must be a port, 0 to 65535, or None for no exporter")
+        check_address(metrics_host, metrics_port)
+        for sink in sinks:
+            SINKS.check(sink)
         env = DistributedEnv.read()
         wish = RunIdentity(project=project, experiment=experiment, run_id=run_id or shared_run_id(os.environ, env))
         self._run = choose_run_directory(wish, run_dir=run_dir, environ=os.environ)
         self._run.create()
         self.identity = self._run.claim(wish)
-        self._step = -1
+        self._step: int | None = None
         self._refused: set[str] = set()
-        self._closed = False
-        self._writer = RunLogWriter(lambda: self._run.run_log(f"rank-{env.rank:05d}", env.attempt), _source(env))
-        self._record_events(env)
-        self._writer.event("run_started" if env.attempt == 0 else "run_restarted", **_environment(config or {}))
-        endpoint = None
-        if metrics_port is not None:
-            endpoint = ensure_exporter(self._run, host=metrics_host, port=metrics_port, sinks=sinks)
-        self.metrics_url = endpoint.url if endpoint else None
+        self._is_closed = False
+        self._open_logs(env)
+        self._note("run_started" if env.attempt == 0 else "run_restarted", **_environment(config or {}))
+        wanted = tuple(sink for sink in sinks if env.node_rank == 0 or sink in ON_EVERY_NODE)
+        self.metrics_url: str | None = None
+        if metrics_port is not None and wanted:
+            # After the first event: an exporter that is about to go sees there that the run goes on.
+            found = ensure_exporter(
+                self._run, host=metrics_host, port=metrics_port, sinks=wanted, owner_pid=env.owner_pid
+            )
+            self.metrics_url = found.url if found else None
 
     @property
     def run_dir(self) -> Path:
@@ -90,40 +104,41 @@ class TrainingMonitor:
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Append `metrics`: names such as `train/loss`, values with a `float()` (NaN and infinities are kept).
 
+        A value that is no number is left out with a warning and an event, once for each name; the others are logged,
+        since a metric is never worth a training run.
+
         Args:
-            metrics: Name to value. A value that is no number is left out with a warning and an event; the others are
-                logged, since a metric is never worth a training run.
+            metrics: Name to value.
             step: The step they belong to; without it `metrics["train/step"]`, else one more than the last.
         """
-        if step is None:
-            wished = metrics.get("train/step")
-            step = int(wished) if wished is not None else self._step + 1
-        self._step = step
-        CONTEXT.step = step
+        if self._is_closed:
+            self._refuse("log() after close()", "the monitor is closed, so metrics are lost from now on. Close it last")
+            return
+        step = CONTEXT.step = self._step = self._choose_step(step, metrics)
         names = tuple(metrics)
         try:
             values = tuple([_number(value) for value in metrics.values()])
-        except (TypeError, ValueError, OverflowError, RuntimeError):
+        except _NO_NUMBER:
             names, values = self._numbers_only(metrics)
         self._writer.metrics(step, names, values)
 
     def alert(self, title: str, text: str = "", level: AlertLevel = "warning") -> None:
         """Record something that a person should know of, now."""
-        self._writer.event(
-            "alert", step=self._step if self._step >= 0 else None, level=level, message=text, title=title
-        )
+        event = self._note("alert", text, _LEVELS[level], title=title)
+        tell_people(_logger, replace(event, message=f"{title}: {text}" if text else title))
 
     def close(self) -> None:
-        """End this rank's part of the run. Logging after it is an error in the caller's code."""
-        if self._closed:
+        """End this rank's part of the run. What is logged later is left out, with one warning."""
+        if self._is_closed:
             return
-        self._closed = True
-        self._writer.event(CLOSED_EVENT)
-        for handler in self._handlers:
-            detach(handler)
+        self._note(CLOSED_EVENT)
+        self._is_closed = True
+        unsubscribe(self._receive)
+        LIBRARY_LOGGER.removeHandler(self._json_log)
         if sys.excepthook == self._on_uncaught:
             sys.excepthook = self._former_hook
         self._writer.close()
+        self._json_log.close()
 
     def __enter__(self) -> TrainingMonitor:
         return self
@@ -131,64 +146,95 @@ class TrainingMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and error is not None:
-            self._record_exception(kind, error, trace)
+        # sys.exit() is no failure of the script; the launcher sees its code.
+        if kind is not None and error is not None and not isinstance(error, SystemExit):
+            self._note_exception(kind, error, trace)
         self.close()
 
-    def _record_events(self, env: DistributedEnv) -> None:
+    def _open_logs(self, env: DistributedEnv) -> None:
+        role = f"rank-{env.rank:05d}"
+        self._writer = RunLogWriter(lambda: self._run.run_log(role, env.attempt), _source(env))
+        try:
+            self._json_log = JsonLog(self._run.structured_log(role))
+        except OSError as problem:
+            raise RunDirectoryError(self._run.path, f"logs cannot be written ({problem.strerror})") from problem
         CONTEXT.rank, CONTEXT.attempt, CONTEXT.step = env.rank, env.attempt, None
-        self._handlers: list[logging.Handler] = [
-            EventHandler(self._on_event),
-            json_file_handler(self._run.structured_log(f"rank-{env.rank:05d}")),
-        ]
-        attach(*self._handlers)
+        subscribe(self._receive)
+        LIBRARY_LOGGER.addHandler(self._json_log)
         self._former_hook = sys.excepthook
         sys.excepthook = self._on_uncaught
 
-    def _on_event(self, event: str, level: str, message: str, fields: dict[str, Any]) -> None:
-        at_step = self._step if self._step >= 0 else None
-        self._writer.event(event, **{"step": at_step, **fields, "level": level, "message": message})
+    def _receive(self, event: Event) -> None:
+        if self._is_closed:
+            return
+        facts = {"step": self._step, **event.fields}
+        step = facts.pop("step")
+        record = EventRecord(event.name, event.wall_seconds, step, event.level_name, event.message, facts)
+        self._writer.append(record)
+        self._json_log.receive(event)
+
+    def _note(self, name: str, message: str = "", level: int = logging.INFO, **fields: Any) -> Event:
+        """An event of this monitor alone; `log_event` would tell all monitors of the process."""
+        event = Event(name, level, message, fields, SYSTEM_CLOCK.wall_seconds())
+        self._receive(event)
+        return event
 
     def _on_uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        self._record_exception(kind, error, trace)
+        self._note_exception(kind, error, trace)
         self._former_hook(kind, error, trace)
 
-    def _record_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        at_step = self._step if self._step >= 0 else None
+    def _note_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         text = "".join(traceback.format_exception(kind, error, trace))
-        self._writer.event(
-            "exception", step=at_step, level="error", message=f"{kind.__name__}: {error}", traceback=text
-        )
+        self._note("exception", f"{kind.__name__}: {error}", logging.ERROR, traceback=text)
+
+    def _choose_step(self, given: Any, metrics: Mapping[str, Any]) -> int:
+        """The step as an int64; what cannot be one is refused like a metric, and the steps are counted on."""
+        wished = metrics.get("train/step") if given is None else given
+        if wished is not None:
+            try:
+                step = int(wished)
+            except _NO_NUMBER:
+                pass
+            else:
+                if -(1 << 63) <= step < 1 << 63:
+                    return step
+            self._refuse("step", f"step = {_shown(wished)} is no whole number; steps are counted on from the last one")
+        return 0 if self._step is None else self._step + 1
 
     def _numbers_only(self, metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
         numbers: dict[str, float] = {}
         for name, value in metrics.items():
             try:
                 numbers[name] = _number(value)
-            except (TypeError, ValueError, OverflowError, RuntimeError):
-                self._refuse(name, value)
+            except _NO_NUMBER:
+                self._refuse(
+                    name,
+                    f"metric {name!r} = {_shown(value)} is not a number and is left out from now on; the other metrics "
+                    "of the call are logged. Log one number per name, such as value.mean()",
+                )
         return tuple(numbers), tuple(numbers.values())
 
-    def _refuse(self, name: str, value: object) -> None:
-        if name in self._refused:
-            return
-        self._refused.add(name)
-        shown = repr(value)[:200]
-        message = (
-            f"metric {name!r} = {shown} ({type(value).__name__}) is not a number and is left out from now on; "
-            "the other metrics of the call are logged. Log one number per name, such as value.mean()."
-        )
-        _logger.warning(message)
-        self._writer.event("metric_rejected", step=self._step, level="warning", message=message, metric=name)
+    def _refuse(self, name: str, problem: str) -> None:
+        if name not in self._refused:
+            self._refused.add(name)
+            tell_people(_logger, self._note("metric_rejected", f"{problem}.", logging.WARNING, metric=name))
 
 
 def _number(value: Any) -> float:
     kind = type(value)
     if kind is float:
         return value  # type: ignore[no-any-return]
-    if kind is str or kind is bytes:  # float("1.5") works, and hides that text was logged
+    if kind is int:
+        return float(value)
+    if isinstance(value, str | bytes | bytearray):  # float("1.5") works, and hides that text was logged
         raise TypeError("text")
-    return float(value)
+    # torch warns of float() on a loss that still has its graph.
+    detach = getattr(value, "detach", None)
+    return float(value if detach is None else detach())
+
+
+def _shown(value: object) -> str:
+    return f"{repr(value)[:200]} ({type(value).__name__})"
 
 
 def _source(env: DistributedEnv) -> Source:
@@ -209,7 +255,7 @@ def _environment(config: Mapping[str, Any]) -> dict[str, Any]:
     torch = sys.modules.get("torch")
     return {
         "config": redact(config),
-        "command": sys.argv,
+        "command": redact_command(sys.argv),
         "python": platform.python_version(),
         "torch": str(torch.__version__) if torch is not None else None,
         "host": platform.node(),

@@ -64,6 +64,7 @@ def test_the_live_table_shows_facts_and_the_training_while_it_lasts(console):
         ([2.0, 2.0], "▁▁"),
         ([float("nan"), 3.0, float("inf")], "▁"),
         ([0.0, 0.0, 7.0, 7.0], "▁▁██"),
+        ([100.0, 10.0, 1.0], "█▅▁"),
     ],
 )
 def test_a_curve_is_as_high_as_its_values(values, bars):

@@ -1,7 +1,7 @@
-"""The checkpoint on disk: safetensors shards, and a manifest with a hash of every tensor that is the commit."""
+"""The checkpoint on disk: safetensors shards, and a manifest with a hash of every byte of them that is the commit."""
 
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
-from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, Manifest, TensorEntry
+from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry, Manifest, TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage, verify_checkpoint
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "CheckpointInfo",
     "ChunkEntry",
     "Damage",
+    "FileEntry",
     "Manifest",
     "TensorEntry",
     "verify_checkpoint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -47,15 +47,37 @@ def intersection(one: Box, other: Box) -> Box | None:
 
 def local_box(tensor: torch.Tensor) -> Box:
     """The part of the whole that this rank holds: all of a plain tensor, one box of a sharded one."""
+    shape = tuple(tensor.shape)
     if not isinstance(tensor, DTensor):
-        return whole(tuple(tensor.shape))
-    shape, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return Box(tuple(offsets), tuple(shape))
+        return whole(shape)
+    if tensor.device_mesh.get_coordinate() is None:
+        return Box((0,) * len(shape), (0,) * len(shape))
+    local_shape, offsets = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tuple(tensor.placements)
+    )
+    return Box(tuple(offsets), tuple(local_shape))
 
 
 def local_data(tensor: torch.Tensor) -> torch.Tensor:
     """The elements this rank holds; for a sharded tensor a view of its local part, detached."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def from_local(local: torch.Tensor, like: DTensor) -> DTensor:
+    """A sharded tensor with the placement of `like`, of which this rank holds `local`. Ranks exchange nothing."""
+    moved = local.to(like.to_local().device)
+    return DTensor.from_local(
+        moved, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def is_box_sharded(tensor: DTensor) -> bool:
+    """Whether each rank holds one box of the final values.
+
+    A sum still to be taken over the ranks is none, nor is a strided shard (FSDP2 over tensor parallelism on the same
+    dimension), whose rows may lie apart where the sizes do not divide.
+    """
+    return all(type(placement) in (Replicate, Shard) for placement in tensor.placements)
 
 
 def is_first_replica(tensor: DTensor) -> bool:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import torch
 import xxhash
 
 from production_ml.core.errors import CheckpointWriteError, DamagedCheckpointError
-from production_ml.fault_tolerance.checkpoint_format.manifest import DTYPE_BYTES, ChunkEntry
+from production_ml.fault_tolerance.checkpoint_format.manifest import DTYPE_BYTES, ChunkEntry, FileEntry, unreadable
+from production_ml.storage.hashing import hash_bytes
 
 DTYPE_NAMES: Final[Mapping[torch.dtype, str]] = {
     torch.bool: "BOOL",
@@ -35,11 +37,12 @@ DTYPE_NAMES: Final[Mapping[torch.dtype, str]] = {
 }
 DTYPES: Final = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _HEADER_LENGTH: Final = struct.Struct("<Q")
-_HEADER_LIMIT_BYTES: Final = 100 << 20
+# Small enough to stay in the core's cache between hashing and writing, large enough to make system calls cheap.
+_PIECE_BYTES: Final = 1 << 20
 
 
 def dtype_name(name: str, tensor: torch.Tensor) -> str:
-    """safetensors' name for a tensor's element type.
+    """The safetensors name for a tensor's element type.
 
     Raises:
         CheckpointWriteError: safetensors has none, or the tensor is sparse.
@@ -53,113 +56,168 @@ def dtype_name(name: str, tensor: torch.Tensor) -> str:
     return DTYPE_NAMES[tensor.dtype]
 
 
-def write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[FileEntry, dict[str, str]]:
     """Write contiguous CPU `tensors` and fsync.
 
+    They are written in the order given; give large elements first, and every tensor is aligned to its elements.
+
     Returns:
-        XXH3-128 of each tensor's bytes, by name.
+        What a reader needs to verify the file, and XXH3-128 of each tensor's bytes, by name.
+
+    Raises:
+        OSError: The file system does not take it.
     """
-    header: dict[str, Any] = {}
-    position = 0
-    for name, tensor in tensors.items():
-        end = position + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": dtype_name(name, tensor), "shape": list(tensor.shape), "data_offsets": [position, end]}
-        position = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    head, data_bytes = _header(tensors)
     hashes: dict[str, str] = {}
     with path.open("wb", buffering=0) as file:
-        _write_all(file, _HEADER_LENGTH.pack(len(encoded)) + encoded)
+        _write_all(file, memoryview(head))
         for name, tensor in tensors.items():
-            data = as_bytes(tensor)
-            hashes[name] = xxhash.xxh3_128_hexdigest(data)
-            _write_all(file, data)
+            hashes[name] = _write_hashed(file, as_bytes(tensor))
         os.fsync(file.fileno())
-    return hashes
+    return FileEntry(size_bytes=len(head) + data_bytes, header_hash=hash_bytes(head)), hashes
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied."""
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _write_all(file: Any, data: bytes | memoryview) -> None:
-    rest = memoryview(data)
+def _header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, int]:
+    described: dict[str, Any] = {}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + tensor.numel() * tensor.element_size()
+        offsets = [position, end]
+        described[name] = {"dtype": dtype_name(name, tensor), "shape": list(tensor.shape), "data_offsets": offsets}
+        position = end
+    encoded = json.dumps(described).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return _HEADER_LENGTH.pack(len(encoded)) + encoded, position
+
+
+def _write_hashed(file: io.FileIO, data: memoryview) -> str:
+    digest = xxhash.xxh3_128()
+    for begin in range(0, len(data), _PIECE_BYTES):
+        piece = data[begin : begin + _PIECE_BYTES]
+        digest.update(piece)
+        _write_all(file, piece)
+    return str(digest.hexdigest())
+
+
+def _write_all(file: io.FileIO, rest: memoryview) -> None:
     while rest:
         rest = rest[file.write(rest) :]
 
 
 class ShardReader:
-    """Reads chunks of one shard; each is verified before anyone sees it."""
+    """Reads chunks of one shard; each is verified before anyone sees it. Close it, or use it in a `with`.
 
-    def __init__(self, path: Path, *, step: int) -> None:
+    Args:
+        path: The shard.
+        entry: What the manifest says of it.
+        step: The checkpoint's step, for messages.
+
+    Raises:
+        DamagedCheckpointError: The file is missing, or its size or header is not what was written.
+        CheckpointError: The system refuses to read it.
+    """
+
+    def __init__(self, path: Path, entry: FileEntry, *, step: int) -> None:
         self._path = path
         self._step = step
         try:
-            self._file: BinaryIO = path.open("rb", buffering=0)  # type: ignore[assignment]
-        except FileNotFoundError:
-            raise DamagedCheckpointError(path, "the shard is missing", step=step) from None
-        self._size = os.fstat(self._file.fileno()).st_size
+            self._file = io.FileIO(path, "rb")
+        except OSError as problem:
+            raise unreadable(path, problem, step=step) from problem
         try:
-            self._header, self._data_start = self._read_header()
-        except DamagedCheckpointError:
+            self._header, self._data_start = self._read_header(entry)
+        except BaseException:
             self._file.close()
             raise
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
     def read(self, name: str, dtype: str, chunk: ChunkEntry) -> torch.Tensor:
-        """The chunk as a CPU tensor of `chunk.shape`.
+        """The chunk as a new CPU tensor of `chunk.shape`.
 
         Raises:
             DamagedCheckpointError: It is not what was written.
         """
         tensor = torch.empty(chunk.shape, dtype=DTYPES[dtype])
-        begin = self._locate(name, dtype, chunk)
-        data = as_bytes(tensor)
-        self._file.seek(begin)
-        filled = 0
-        while filled < len(data):
-            count = self._file.readinto(data[filled:])  # type: ignore[attr-defined]
-            if not count:
-                raise self._damage("ends before the tensor does", name)
-            filled += count
-        found = xxhash.xxh3_128_hexdigest(data)
+        self.read_into(name, dtype, chunk, tensor)
+        return tensor
+
+    def read_into(self, name: str, dtype: str, chunk: ChunkEntry, out: torch.Tensor) -> None:
+        """Read the chunk into a contiguous CPU tensor; its content is worth nothing where this raises.
+
+        Raises:
+            DamagedCheckpointError: The chunk is not what was written.
+        """
+        data = as_bytes(out)
+        pieces = (data[begin : begin + _PIECE_BYTES] for begin in range(0, len(data), _PIECE_BYTES))
+        self._read_verified(name, dtype, chunk, pieces)
+
+    def verify(self, name: str, dtype: str, chunk: ChunkEntry) -> None:
+        """Read the chunk without keeping it.
+
+        Raises:
+            DamagedCheckpointError: It is not what was written.
+        """
+        size = torch.Size(chunk.shape).numel() * DTYPE_BYTES[dtype]
+        scratch = memoryview(bytearray(min(size, _PIECE_BYTES)))
+        pieces = (scratch[: min(_PIECE_BYTES, size - begin)] for begin in range(0, size, _PIECE_BYTES))
+        self._read_verified(name, dtype, chunk, pieces)
+
+    def _read_verified(self, name: str, dtype: str, chunk: ChunkEntry, pieces: Iterator[memoryview]) -> None:
+        self._file.seek(self._locate(name, dtype, chunk))
+        digest = xxhash.xxh3_128()
+        for piece in pieces:
+            self._fill(piece, name)
+            digest.update(piece)
+        found = digest.hexdigest()
         if found != chunk.hash:
             raise self._damage(f"does not match its hash (expected {chunk.hash[:8]}, found {found[:8]})", name)
-        return tensor
+
+    def _fill(self, piece: memoryview, name: str | None = None) -> None:
+        try:
+            while piece:
+                count = self._file.readinto(piece)
+                if not count:
+                    raise self._damage("lies beyond the end of the file: the file is truncated", name)
+                piece = piece[count:]
+        except OSError as problem:
+            raise unreadable(self._path, problem, step=self._step) from problem
 
     def _locate(self, name: str, dtype: str, chunk: ChunkEntry) -> int:
         described = self._header.get(chunk.key)
-        try:
-            matches = described is not None and (described["dtype"], tuple(described["shape"])) == (dtype, chunk.shape)
-            begin, end = described["data_offsets"] if matches else (0, 0)
-            size = torch.Size(chunk.shape).numel() * DTYPE_BYTES[dtype]
-            fits = 0 <= begin and end - begin == size and self._data_start + end <= self._size
-        except (KeyError, TypeError, ValueError):
-            matches = fits = False
-        if not matches:
+        if described is None or (described["dtype"], tuple(described["shape"])) != (dtype, chunk.shape):
             raise self._damage("is not described in the shard's header as the manifest says", name)
-        if not fits:
-            raise self._damage(f"lies beyond the end of the file ({self._size} bytes): the file is truncated", name)
-        return self._data_start + int(begin)
+        return self._data_start + int(described["data_offsets"][0])
 
-    def _read_header(self) -> tuple[dict[str, Any], int]:
-        prefix = self._file.read(_HEADER_LENGTH.size)
-        if len(prefix) < _HEADER_LENGTH.size:
-            raise self._damage("is too short to be a shard")
+    def _read_header(self, entry: FileEntry) -> tuple[dict[str, Any], int]:
+        size = os.fstat(self._file.fileno()).st_size
+        if size != entry.size_bytes:
+            what = "truncated" if size < entry.size_bytes else "too long"
+            raise self._damage(f"the file is {what} ({size:,} bytes instead of {entry.size_bytes:,})")
+        prefix = bytearray(_HEADER_LENGTH.size)
+        self._fill(memoryview(prefix))
         (length,) = _HEADER_LENGTH.unpack(prefix)
-        if length > min(_HEADER_LIMIT_BYTES, self._size):
-            raise self._damage("has a damaged header length")
-        try:
-            header = json.loads(self._file.read(length))
-        except ValueError as problem:
-            raise self._damage(f"has a damaged header ({problem})") from None
-        if not isinstance(header, dict):
-            raise self._damage("has a damaged header")
-        return header, _HEADER_LENGTH.size + length
+        if length > size - len(prefix):
+            raise self._damage("the file's header length is damaged")
+        encoded = bytearray(length)
+        self._fill(memoryview(encoded))
+        if hash_bytes(bytes(prefix + encoded)) != entry.header_hash:
+            raise self._damage("the file's header does not match its hash")
+        header: dict[str, Any] = json.loads(encoded)
+        return header, len(prefix) + length
 
     def _damage(self, problem: str, tensor: str | None = None) -> DamagedCheckpointError:
         return DamagedCheckpointError(self._path, problem, step=self._step, tensor=tensor)

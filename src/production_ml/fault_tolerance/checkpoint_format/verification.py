@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, Manifest
 from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is wrong with a checkpoint."""
+    """What is wrong with a checkpoint.
+
+    Attributes:
+        step: The step of the checkpoint.
+        file: The path of the damaged file.
+        tensor: The damaged tensor, or None where the damage is in the file as a whole.
+        problem: What was found, as the end of a sentence that begins with the file and the tensor.
+    """
 
     step: int
     file: str
@@ -25,29 +33,49 @@ class Damage:
         """The facts of an error."""
         return cls(error.step, str(error.path), error.tensor, error.problem)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON."""
+        return {"step": self.step, "file": self.file, "tensor": self.tensor, "problem": self.problem}
+
+    def __str__(self) -> str:
+        named = f" tensor {self.tensor!r}" if self.tensor is not None else ""
+        return f"{self.file}:{named} {self.problem}"
+
 
 def verify_checkpoint(directory: CheckpointDirectory, step: int) -> Iterator[Damage]:
-    """Everything that is wrong with the checkpoint of `step`; nothing where it is sound."""
+    """Everything that is wrong with the checkpoint of `step`; nothing where it is sound.
+
+    Raises:
+        CheckpointError: It cannot be judged: the system refuses to read it, or a newer release wrote it.
+    """
     try:
         manifest = directory.manifest(step)
     except DamagedCheckpointError as error:
         yield Damage.of(error)
         return
-    for file in sorted({chunk.file for entry in manifest.tensors.values() for chunk in entry.chunks}):
-        yield from _verify_file(directory, manifest, file)
+    for file, chunks in chunks_by_file(manifest).items():
+        yield from _verify_file(directory, manifest, file, chunks)
 
 
-def _verify_file(directory: CheckpointDirectory, manifest: Manifest, file: str) -> Iterator[Damage]:
-    try:
-        reader = ShardReader(directory.committed(manifest.step) / file, step=manifest.step)
-    except DamagedCheckpointError as error:
-        yield Damage.of(error)
-        return
+def chunks_by_file(manifest: Manifest) -> dict[str, list[tuple[str, str, ChunkEntry]]]:
+    """For each shard, by name, the (tensor, element type, chunk) in it; a tied tensor stands under all its names."""
+    chunks: dict[str, list[tuple[str, str, ChunkEntry]]] = {file: [] for file in sorted(manifest.files)}
     for name, entry in manifest.tensors.items():
         for chunk in entry.chunks:
-            if chunk.file == file:
+            chunks[chunk.file].append((name, entry.dtype, chunk))
+    return chunks
+
+
+def _verify_file(
+    directory: CheckpointDirectory, manifest: Manifest, file: str, chunks: list[tuple[str, str, ChunkEntry]]
+) -> Iterator[Damage]:
+    path = directory.committed(manifest.step) / file
+    try:
+        with ShardReader(path, manifest.files[file], step=manifest.step) as reader:
+            for name, dtype, chunk in chunks:
                 try:
-                    reader.read(name, entry.dtype, chunk)
+                    reader.verify(name, dtype, chunk)
                 except DamagedCheckpointError as error:
                     yield Damage.of(error)
-    reader.close()
+    except DamagedCheckpointError as error:
+        yield Damage.of(error)

@@ -1,31 +1,34 @@
-"""The bytes of a run log: framed records, each with its length and checksum, so that a torn tail is seen as one.
+"""The bytes of a run log: framed records, each with its length and checksum, so that damage is seen and passed over.
 
 A file is a magic word and then frames: `length: u32, crc32: u32, payload`. A payload starts with its kind:
 
-- `S`, the source: JSON, once, first.
-- `N`, names: a u16 id, then a JSON list of metric names; the metrics records that follow refer to it.
-- `M`, metrics: u16 names id, i64 step, f64 wall seconds, then one f64 per name. NaN and infinities stay what they are.
+- `S`, the source: JSON. First in the file, and repeated now and then.
+- `N`, names: their u32 id, then a JSON list of metric names. Repeated now and then.
+- `M`, metrics: u32 names id, i64 step, f64 wall seconds, then one f64 per name. NaN and infinities stay what they are.
 - `E`, an event: JSON.
 
-A length of 0 is where a preallocated file ends for now.
+The id of names is their checksum. A number that counts up would be given again by a later writer or after damage,
+and then values would be read under names that are not theirs.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from production_ml.core.structured_logging import json_safe
 
-MAGIC: Final = b"PMLRUN01"
+MAGIC: Final = b"PMLRUN02"
 FRAME: Final = struct.Struct("<II")
-METRICS_HEAD: Final = struct.Struct("<cHqd")
-NAMES_HEAD: Final = struct.Struct("<cH")
-LARGEST_PAYLOAD_BYTES: Final = 1 << 24
+LARGEST_PAYLOAD_BYTES: Final = 4 << 20
+_NAMES_HEAD: Final = struct.Struct("<cI")
+_METRICS_HEAD: Final = struct.Struct("<cIqd")
+_KINDS: Final = re.compile(b"[SNME]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,25 +73,65 @@ class EventRecord:
 Record = MetricsRecord | EventRecord
 
 
+@dataclass(frozen=True, slots=True)
+class NamesLayout:
+    """How the values of one set of metric names are laid out."""
+
+    names_id: int
+    definition: bytes
+    """The frame that has to precede the first values."""
+    values: struct.Struct
+
+    @classmethod
+    def of(cls, names: Iterable[object]) -> NamesLayout:
+        """The layout of `names`, in this order."""
+        listed = json.dumps([str(name) for name in names]).encode()
+        names_id = zlib.crc32(listed)
+        values = struct.Struct(f"{_METRICS_HEAD.format}{len(json.loads(listed))}d")
+        return cls(names_id, frame(_NAMES_HEAD.pack(b"N", names_id) + listed), values)
+
+
 def frame(payload: bytes) -> bytes:
     """A payload as it stands in the file."""
     return FRAME.pack(len(payload), zlib.crc32(payload)) + payload
 
 
 def encode_source(source: Source) -> bytes:
+    """The frame that says who writes."""
     return frame(b"S" + json.dumps(asdict(source)).encode())
 
 
-def encode_names(names_id: int, names: tuple[str, ...]) -> bytes:
-    return frame(NAMES_HEAD.pack(b"N", names_id) + json.dumps(names).encode())
-
-
 def encode_event(event: EventRecord) -> bytes:
-    return frame(b"E" + json.dumps(json_safe(asdict(event))).encode())
+    """The frame of an event; facts that JSON has no type for are written as text."""
+    # Not asdict(): it deep-copies the facts, and a model's configuration may hold what cannot be copied.
+    facts = {name: getattr(event, name) for name in EventRecord.__slots__}
+    return frame(b"E" + json.dumps(json_safe(facts)).encode())
+
+
+def find_frame(data: bytes, start: int) -> tuple[int, int] | None:
+    """Where the first sound frame at or after `start` begins and where it ends; None while there is none."""
+    if end := _end_of_sound_frame(data, start):
+        return start, end
+    for kind in _KINDS.finditer(data, start + FRAME.size + 1):
+        begin = kind.start() - FRAME.size
+        if end := _end_of_sound_frame(data, begin):
+            return begin, end
+    return None
+
+
+def _end_of_sound_frame(data: bytes, begin: int) -> int:
+    """0 where the bytes at `begin` are no whole, undamaged frame."""
+    if begin + FRAME.size >= len(data):
+        return 0
+    length, checksum = FRAME.unpack_from(data, begin)
+    end: int = begin + FRAME.size + length
+    if not 0 < length <= LARGEST_PAYLOAD_BYTES or end > len(data):
+        return 0
+    return end if zlib.crc32(data[begin + FRAME.size : end]) == checksum else 0
 
 
 class Decoder:
-    """Turns payloads into records; it remembers the names that metrics records refer to."""
+    """Turns payloads into records; it remembers the source, and the names that metrics records refer to."""
 
     def __init__(self) -> None:
         self.source: Source | None = None
@@ -98,26 +141,29 @@ class Decoder:
         """The record, or None where the payload only informs the decoder.
 
         Raises:
-            ValueError: The payload passed its checksum and is still none of ours.
+            ValueError: The payload cannot be understood, though its checksum holds.
         """
-        kind = payload[:1]
-        if kind == b"M":
-            return self._metrics(payload)
-        if kind == b"E":
-            return EventRecord(**json.loads(payload[1:]))
-        if kind == b"N":
-            _, names_id = NAMES_HEAD.unpack_from(payload)
-            self._names[names_id] = tuple(json.loads(payload[NAMES_HEAD.size :]))
-            return None
-        if kind == b"S":
-            self.source = Source(**json.loads(payload[1:]))
-            return None
-        raise ValueError(f"unknown record kind {kind!r}")
+        kind, text = payload[:1], payload[1:]
+        try:
+            if kind == b"M":
+                return self._metrics(payload)
+            if kind == b"E":
+                return EventRecord(**json.loads(text))
+            if kind == b"N":
+                _, names_id = _NAMES_HEAD.unpack_from(payload)
+                self._names[names_id] = tuple(json.loads(payload[_NAMES_HEAD.size :]))
+                return None
+            if kind == b"S":
+                self.source = Source(**json.loads(text))
+                return None
+        except (TypeError, struct.error) as problem:
+            raise ValueError(str(problem)) from problem
+        raise ValueError(f"its kind {kind!r} is unknown")
 
     def _metrics(self, payload: bytes) -> MetricsRecord:
-        _, names_id, step, wall_seconds = METRICS_HEAD.unpack_from(payload)
+        _, names_id, step, wall_seconds = _METRICS_HEAD.unpack_from(payload)
         names = self._names.get(names_id)
         if names is None:
-            raise ValueError(f"metrics refer to the names {names_id}, which were not read")
-        values = struct.unpack_from(f"<{len(names)}d", payload, METRICS_HEAD.size)
+            raise ValueError("the names of its metrics were not read")
+        values = struct.unpack(f"<{len(names)}d", payload[_METRICS_HEAD.size :])
         return MetricsRecord(step, wall_seconds, dict(zip(names, values, strict=True)))

@@ -1,152 +1,160 @@
-"""Appending to the run log: one write() per record, which the kernel keeps whatever happens to the process."""
+"""Appending to the run log: a record that was logged is in the kernel's hands, whatever happens to the process."""
 
 from __future__ import annotations
 
 import logging
 import os
-import struct
 import threading
 import zlib
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from production_ml.core.clock import SYSTEM_CLOCK, Clock
+from production_ml.core.errors import RunDirectoryError
+from production_ml.monitoring.run_directory import DISK_IS_FULL
+from production_ml.monitoring.run_log.append_only_file import AppendOnlyFile
 from production_ml.monitoring.run_log.format import (
     FRAME,
+    LARGEST_PAYLOAD_BYTES,
     MAGIC,
-    METRICS_HEAD,
     EventRecord,
+    NamesLayout,
     Source,
     encode_event,
-    encode_names,
     encode_source,
 )
 
-_BACKLOG_FRAMES = 100_000
+_REPEAT_BYTES = 1 << 20
 _logger = logging.getLogger(__name__)
 
 
 class RunLogWriter:
-    """One process's file. Thread-safe; a forked child writes a file of its own.
+    """One process's file. Thread-safe; a forked child that writes gets a file of its own.
 
-    A record is in the kernel's hands when `metrics` or `event` returns: SIGKILL loses none. (A power cut may: the
-    log is not fsynced per record, since losing a node's last seconds of metrics costs less than a sync per step.)
-    When the disk is full, records wait in memory and are written when there is room again.
+    SIGKILL loses no record for which `metrics` or `event` returned. (A power cut may: the log is not fsynced per
+    record, since losing a node's last seconds of metrics costs less than a sync per step.) While the disk takes
+    nothing, records wait in memory; they are written when there is room again.
 
     Args:
         name_file: Gives the path to write; asked again in a forked child.
         source: Who writes.
         clock: Where times come from.
+
+    Raises:
+        RunDirectoryError: The file cannot be made, for another reason than a full disk.
     """
 
     def __init__(self, name_file: Callable[[], Path], source: Source, clock: Clock = SYSTEM_CLOCK) -> None:
         self._name_file = name_file
         self._source = source
         self._clock = clock
-        self._lock = threading.Lock()
-        self._dropped = 0
-        self._open(source)
+        # Reentrant: a signal handler may log an event while the code that it interrupts holds the lock.
+        self._lock = threading.RLock()
+        self._is_closed = False
+        self._is_forked = False
+        self._has_refused = False
+        self._layouts: dict[tuple[str, ...], NamesLayout] = {}
+        self._file = AppendOnlyFile(name_file())
+        try:
+            self._file.create()
+        except OSError as problem:
+            if problem.errno not in DISK_IS_FULL:
+                raise RunDirectoryError(self.path, f"the run log cannot be written ({problem.strerror})") from problem
+        self._begin()
+        _writers.add(self)
 
     @property
     def path(self) -> Path:
-        return self._path
+        """The file as it is named now."""
+        return self._file.path
 
     def metrics(self, step: int, names: tuple[str, ...], values: tuple[float, ...]) -> None:
         """Append the `values` of `names`, which are equally many, at `step`."""
-        self._after_fork()
         with self._lock:
-            known = self._names.get(names)
-            if known is None:
-                known = self._define(names)
-            names_id, layout = known
-            head = METRICS_HEAD.pack(b"M", names_id, step, self._clock.wall_seconds())
-            payload = head + layout.pack(*values)
+            if not self._is_ready():
+                return
+            layout = self._layouts.get(names)
+            if layout is None:
+                layout = NamesLayout.of(names)
+                if not self._append(layout.definition):
+                    return
+                self._layouts[names] = layout
+            payload = layout.values.pack(b"M", layout.names_id, step, self._clock.wall_seconds(), *values)
             self._append(FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
 
     def event(
-        self, name: str, *, step: int | None = None, level: str = "info", message: str = "", **fields: Any
+        self, name: str, /, *, step: int | None = None, level: str = "info", message: str = "", **fields: Any
     ) -> None:
-        """Append an event."""
-        record = EventRecord(name, self._clock.wall_seconds(), step, level, message, fields)
-        self._after_fork()
+        """Append an event that happens now."""
+        self.append(EventRecord(name, self._clock.wall_seconds(), step, level, message, fields))
+
+    def append(self, event: EventRecord) -> None:
+        """Append an event that has a time already."""
         with self._lock:
-            self._append(encode_event(record))
+            if self._is_ready():
+                self._append(encode_event(event))
 
     def close(self) -> None:
-        """Write what waits, if it can be written, and close the file."""
+        """Write what waits, if it can be written, and close the file. What comes later is left out."""
         with self._lock:
-            if self._descriptor < 0:
-                return
-            if self._backlog:
-                self._flush_backlog()
-            if self._backlog:
-                _logger.error(
-                    "%s: %d records could not be written before the run closed (disk full?) and are lost.",
-                    self._path,
-                    len(self._backlog),
-                )
-            os.close(self._descriptor)
-            self._descriptor = -1
+            if not self._is_closed:
+                self._is_closed = True
+                self._file.close()
 
-    def _open(self, source: Source) -> None:
-        self._pid = os.getpid()
-        self._path = self._name_file()
-        self._backlog: deque[bytes] = deque()
-        self._names: dict[tuple[str, ...], tuple[int, struct.Struct]] = {}
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._written_bytes = os.fstat(self._descriptor).st_size
-        beginning = b"" if self._written_bytes else MAGIC
-        self._append(beginning + encode_source(source))
+    def after_fork(self) -> None:
+        """In a forked child, before it does anything: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()
+        self._is_forked = True
 
-    def _after_fork(self) -> None:
-        # A forked child (a DataLoader worker, say) shares the descriptor; its names would clash with its parent's.
-        # The lock is new as well: another thread may have held it when the process forked.
-        if os.getpid() != self._pid:
-            self._lock = threading.Lock()
-            self._open(replace(self._source, pid=os.getpid()))
-
-    def _define(self, names: tuple[str, ...]) -> tuple[int, struct.Struct]:
-        defined = (len(self._names), struct.Struct(f"<{len(names)}d"))
-        self._append(encode_names(defined[0], names))
-        self._names[names] = defined
-        return defined
-
-    def _append(self, data: bytes) -> None:
-        if self._backlog or not self._write(data):
-            self._backlog.append(data)
-            self._flush_backlog()
-
-    def _flush_backlog(self) -> None:
-        while self._backlog and self._write(self._backlog[0]):
-            self._backlog.popleft()
-        # The first frames hold the source and the names; without them the rest cannot be read, so new ones are dropped.
-        while len(self._backlog) > _BACKLOG_FRAMES:
-            self._backlog.pop()
-            self._dropped += 1
-
-    def _write(self, data: bytes) -> bool:
-        try:
-            count = os.write(self._descriptor, data)
-        except OSError as problem:
-            self._complain(problem.strerror)
+    def _is_ready(self) -> bool:
+        if self._is_closed:  # not an error: another thread may log while this one closes
+            _logger.debug("%s is closed; a record is left out.", self.path)
             return False
-        if count == len(data):
-            self._written_bytes += count
-            return True
-        # Half a record would hide every later one from a reader.
-        os.ftruncate(self._descriptor, self._written_bytes)
-        self._complain("only part of a record fitted on the disk")
-        return False
+        if self._is_forked:
+            self._is_forked = False
+            self._source = replace(self._source, pid=os.getpid(), started_at=self._clock.wall_seconds())
+            self._file.abandon()
+            self._file = AppendOnlyFile(self._name_file())
+            self._begin()
+        elif self._file.written_bytes >= self._repeat_at_bytes:
+            self._introduce()
+        return True
 
-    def _complain(self, problem: str) -> None:
-        if not self._backlog:
-            _logger.warning(
-                "%s: the run log cannot be written (%s). Training goes on; up to %d records wait in memory "
-                "and are written when there is room. Free space on that disk.",
-                self._path,
-                problem,
-                _BACKLOG_FRAMES,
-            )
+    def _begin(self) -> None:
+        self._append(MAGIC)
+        self._introduce()
+
+    def _introduce(self) -> None:
+        # Said again now and then: whoever reads on after a damaged place needs to know the source and the names.
+        self._repeat_at_bytes = self._file.written_bytes + _REPEAT_BYTES
+        self._layouts.clear()
+        self._append(encode_source(self._source))
+
+    def _append(self, record: bytes) -> bool:
+        if len(record) > LARGEST_PAYLOAD_BYTES:
+            self._refuse(len(record))
+            return False
+        if not self._file.append(record):
+            self._repeat_at_bytes = 0  # what is lost may be the source, or names
+            return False
+        return True
+
+    def _refuse(self, size_bytes: int) -> None:
+        if not self._has_refused:
+            self._has_refused = True
+            text = "%s: a record of %d bytes is left out, and so are later ones of more than %d. Log less at once."
+            _logger.warning(text, self.path, size_bytes, LARGEST_PAYLOAD_BYTES)
+
+
+_writers: WeakSet[RunLogWriter] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for writer in list(_writers):
+        writer.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

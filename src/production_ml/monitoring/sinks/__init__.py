@@ -12,4 +12,7 @@ SINKS: PluginFamily[Sink] = PluginFamily(
     },
 )
 
-__all__ = ["SINKS", "Sink"]
+ON_EVERY_NODE = ("prometheus",)
+"""Kinds that serve what is on their node; the others see the whole run, and one node feeds them."""
+
+__all__ = ["ON_EVERY_NODE", "SINKS", "Sink"]

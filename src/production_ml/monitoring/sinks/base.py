@@ -14,7 +14,9 @@ class Sink(Protocol):
 
     Each sink has a thread and a reading position of its own in the exporter. One that raises is asked again with the
     same records after a pause; one that is slow falls behind the log and catches up. So a sink needs no queue, no
-    retry and no care for training: it writes a batch or raises.
+    retry and no care for training: it writes a batch or raises. A new exporter begins at the start of the log.
+
+    A kind is made without arguments, so that its name alone is enough to start it in another process.
     """
 
     def open(self, run: RunDirectory, identity: RunIdentity) -> None:

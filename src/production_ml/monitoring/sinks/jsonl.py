@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any
 
 from production_ml.core.clock import iso_utc
 from production_ml.core.structured_logging import json_safe
@@ -16,29 +17,40 @@ class JsonLinesSink:
     """Writes `metrics.jsonl` in the run directory; each exporter of the run begins the file anew from the log."""
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._descriptor = -1
+        self._length_bytes = 0
 
-    def open(self, run: RunDirectory, identity: RunIdentity) -> None:
-        self._file = run.metrics_jsonl.open("w", encoding="utf-8")
+    def open(self, run: RunDirectory, identity: RunIdentity) -> None:  # noqa: ARG002 - the Protocol's
+        self._descriptor = os.open(run.metrics_jsonl, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     def write(self, records: Sequence[SourcedRecord]) -> None:
-        if self._file is None:
-            raise ValueError("write() before open()")
-        self._file.write("".join(line(record) + "\n" for record in records))
-        self._file.flush()
+        data = "".join(line(record) + "\n" for record in records).encode()
+        # Where the last whole batch ended, so that a batch that is given again leaves no half lines and no doubles.
+        written = os.pwrite(self._descriptor, data, self._length_bytes)
+        if written < len(data):
+            raise OSError(f"only {written} of {len(data)} bytes found room on the disk")
+        self._length_bytes += written
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._descriptor >= 0:
+            os.ftruncate(self._descriptor, self._length_bytes)
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def line(sourced: SourcedRecord) -> str:
     """One record as one line of JSON."""
     record, source = sourced.record, sourced.source
-    who = {"role": source.role, "rank": source.rank, "attempt": source.attempt, "node": source.node}
-    when = {"time": iso_utc(record.wall_seconds), "step": record.step}
+    facts: dict[str, Any] = {
+        "time": iso_utc(record.wall_seconds),
+        "step": record.step,
+        "role": source.role,
+        "rank": source.rank,
+        "attempt": source.attempt,
+        "node": source.node,
+    }
     if isinstance(record, MetricsRecord):
-        what = {"metrics": dict(record.values)}
+        facts["metrics"] = record.values
     else:
-        what = {"event": record.name, "level": record.level, "message": record.message, **record.fields}
-    return json.dumps(json_safe(when | who | what))
+        facts |= {"event": record.name, "level": record.level, "message": record.message, "fields": record.fields}
+    return json.dumps(json_safe(facts))
