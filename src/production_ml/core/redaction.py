@@ -8,7 +8,7 @@ from typing import Any
 
 REDACTED = "***"
 _SECRET_KEY = re.compile(
-    r"(^|[_\-.])(token|password|passwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|credentials?)s?$", re.IGNORECASE
+    r"(^|[_\-.])(token|password|passwd|secret|(api|access|private)[_-]?key|credential)s?$", re.IGNORECASE
 )
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 

@@ -1,0 +1,51 @@
+"""Whether a run still lives on this node, by its log and by the processes that are named there."""
+
+from __future__ import annotations
+
+import socket
+
+from production_ml.monitoring.run_directory import RunDirectory, process_start
+from production_ml.monitoring.run_log import EventRecord, RunLogFollower, Source
+
+CLOSED_EVENT = "monitor_closed"
+_PIECE_BYTES = 8 << 20
+
+
+class RunWatch:
+    """Under a launcher a run ends with the launcher; alone, when the script closes its monitors or ends.
+
+    Args:
+        run: The run to watch.
+        node: The host whose processes count; this one by default.
+        owner_pid: An owner that counts although the log does not name it (yet), which a full disk can cause.
+        owner_start: When that owner started, as `process_start` tells.
+    """
+
+    def __init__(
+        self, run: RunDirectory, node: str | None = None, *, owner_pid: int | None = None, owner_start: int = 0
+    ) -> None:
+        self._run = run
+        self._node = node or socket.gethostname()
+        self._first_owners = set() if owner_pid is None else {(owner_pid, owner_start)}
+        self._follower = RunLogFollower(run)
+        self._closed: set[Source] = set()
+
+    def is_over(self) -> bool:
+        """Everything that wrote to the run on this node is done, or the run directory is gone."""
+        if not self._run.log_directory.exists():
+            return True
+        while records := self._follower.poll(_PIECE_BYTES):
+            for sourced in records:
+                if isinstance(sourced.record, EventRecord) and sourced.record.name == CLOSED_EVENT:
+                    self._closed.add(sourced.source)
+        here = {source for source in self._follower.sources() if source.node == self._node}
+        owners = self._first_owners | {(source.owner_pid, source.owner_start) for source in here}
+        return bool(owners) and all(self._has_ended(*owner, here) for owner in owners)
+
+    def _has_ended(self, pid: int, start: int, here: set[Source]) -> bool:
+        if start == 0 or process_start(pid) != start:
+            return True
+        # A launcher may restart workers that have closed, so only a script that is its own owner ends by closing.
+        # Children that it forked and that logged too do not keep the run alive.
+        its_own = {s for s in here if (s.pid, s.owner_start) == (pid, start) and s.role == "rank"}
+        return bool(its_own) and its_own <= self._closed
