@@ -1,15 +1,17 @@
-"""How ranks agree: small JSON values exchanged over the process group, never a pickle."""
+"""How ranks agree: small JSON values exchanged over the process group's store, never a pickle, never a tensor."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
-import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, _get_default_group, _get_default_store
 
 from production_ml.core.distributed_env import DistributedEnv
 from production_ml.core.errors import ConfigError
+
+_PREFIX: Final = "production_ml/agreement"
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -32,25 +34,54 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def gather_json(value: Any) -> list[Any]:
-    """Every rank's `value`, in rank order, on every rank."""
-    _, world_size = rank_and_world_size()
+    """Every rank's `value`, in rank order, on every rank. All ranks have to call it, in the same order.
+
+    It goes over the store that the ranks met through. A collective would need a GPU under NCCL, and under gloo its
+    thread lets go of the tensors some time after the call has returned, for which it needs the interpreter: a script
+    that ends just then is aborted (torch 2.13, `AsyncAllgatherWork`), which a launcher takes for a failure.
+
+    Raises:
+        RuntimeError: A rank did not answer within the process group's time limit.
+    """
+    rank, world_size = rank_and_world_size()
     if world_size == 1:
         return [value]
-    device = _device()
-    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size)]
-    dist.all_gather(sizes, torch.tensor([mine.numel()], device=device))
-    longest = int(max(size.item() for size in sizes))
-    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
-    padded[: mine.numel()] = mine
-    gathered = [torch.zeros(longest, dtype=torch.uint8, device=device) for _ in range(world_size)]
-    dist.all_gather(gathered, padded)
-    return [
-        json.loads(data[: int(size.item())].cpu().numpy().tobytes()) for data, size in zip(gathered, sizes, strict=True)
-    ]
+    return _board().exchange(value, rank, world_size)
 
 
-def _device() -> torch.device:
-    """Where the default process group takes tensors: on the CPU if it can, else (NCCL alone) on this rank's GPU."""
-    backends = dict(pair.split(":") for pair in dist.get_backend_config().split(","))
-    return torch.device("cpu") if "cpu" in backends else torch.device("cuda", torch.cuda.current_device())
+class _Board:
+    """The notice board of one process group: each round has one notice of each rank, and one of rank 0 with all."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+        store = _get_default_store()
+        # A connection of its own, where torch has that (2.8): waiting on the shared one would hold up its other users.
+        own = store.clone() if hasattr(store, "clone") else store
+        self._store = PrefixStore(_PREFIX, own)
+        self._round = 0
+
+    def exchange(self, value: Any, rank: int, world_size: int) -> list[Any]:
+        """One round."""
+        self._round += 1
+        mine = json.dumps(value)
+        if rank != 0:
+            self._store.set(f"{self._round}/{rank}", mine)
+            return list(json.loads(self._store.get(f"{self._round}/all")))
+        notices = [f"{self._round}/{other}" for other in range(1, world_size)]
+        answers = [json.loads(mine), *(json.loads(self._store.get(notice)) for notice in notices)]
+        self._store.set(f"{self._round}/all", json.dumps(answers))
+        # Nobody reads these any more: all ranks have had the round before, for they have answered in this one.
+        for notice in [*notices, f"{self._round - 1}/all"]:
+            self._store.delete_key(notice)
+        return answers
+
+
+_boards: list[_Board] = []
+
+
+def _board() -> _Board:
+    """The default group's; a group that was made anew has a new one."""
+    group = _get_default_group()
+    if not _boards or _boards[0].group is not group:
+        _boards[:] = [_Board(group)]
+    return _boards[0]

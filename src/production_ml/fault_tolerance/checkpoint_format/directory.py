@@ -118,7 +118,12 @@ class CheckpointDirectory:
             # A run that started anew in an old directory reaches the step again; rename() takes no full directory.
             # A crash between the two renames is mended by the next start, which puts the old one back.
             target.rename(replaced)
-        written.rename(target)
+        try:
+            written.rename(target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
         # Only now: without its lock a save looks dead, and another start might clear it away.
         (target / LOCK_FILE).unlink(missing_ok=True)
         # rename() alone is not durable: until the directory is fsynced, a power cut can bring back the old listing.
@@ -170,7 +175,9 @@ class CheckpointDirectory:
         original = self.path / replaced.name.removeprefix(_REPLACED).rpartition("-")[0]
         if original.exists():
             shutil.rmtree(replaced, ignore_errors=True)
-        else:
+            return
+        # On a file system that became read-only there is still a checkpoint to load.
+        with contextlib.suppress(OSError):
             replaced.rename(original)
 
 

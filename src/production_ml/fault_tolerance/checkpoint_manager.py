@@ -1,0 +1,296 @@
+"""Checkpoints for a training loop: saved beside it without tearing, verified on load, pruned by policy."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from production_ml.core.clock import SYSTEM_CLOCK, iso_utc
+from production_ml.core.errors import CheckpointWriteError, ConfigError
+from production_ml.core.structured_logging import log_event
+from production_ml.fault_tolerance.agreement import rank_and_world_size
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.verification import Damage
+from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration, plan_restoration
+from production_ml.fault_tolerance.loading.damage_report import describe
+from production_ml.fault_tolerance.loading.newest_good import Search, search
+from production_ml.fault_tolerance.retention import KeepBest, KeepLast, Pruning
+from production_ml.fault_tolerance.saving.draft import SaveDraft, SaveInputs, agree, draft_save
+from production_ml.fault_tolerance.saving.order import write_error
+from production_ml.fault_tolerance.saving.save_in_flight import SaveInFlight
+from production_ml.fault_tolerance.saving.staging import StagingMemory
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class ResumeState(dict[str, Any]):
+    """Where to go on: `"step"` (0 when there is nothing to resume), `"metrics"`, and every extra value by its name.
+
+    Attributes:
+        damaged: What was wrong with newer checkpoints, which were passed over; empty where all was well.
+    """
+
+    def __init__(self, values: Mapping[str, Any], damaged: list[Damage]) -> None:
+        super().__init__(values)
+        self.damaged = damaged
+
+
+class CheckpointManager:
+    """Saves and loads a training's state; every rank makes one and calls it at the same steps.
+
+    A checkpoint exists when its manifest is durable, and nothing is loaded that differs from it in a single bit. Works
+    for a plain module, DDP and FSDP2 (`fully_shard`), and a checkpoint of one world size loads into another. Plain
+    tensors, metrics and extras are those of rank 0. It may be used as a context manager.
+
+    Args:
+        checkpoint_dir: Where checkpoints are kept; all ranks have to share it. It is made if it is not there.
+        keep_last_n: How many of the newest to keep.
+        save_best: Keep the best one too, by `best_metric`.
+        best_metric: The name in `metrics`; a checkpoint where it is missing or NaN is never the best.
+        best_mode: Whether the least or the greatest is best.
+        asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
+
+    Raises:
+        ConfigError: An argument has a value that cannot work.
+        CheckpointWriteError: `checkpoint_dir` cannot be made, or is a file.
+    """
+
+    def __init__(
+        self,
+        checkpoint_dir: str | os.PathLike[str],
+        keep_last_n: int = 3,
+        save_best: bool = True,
+        *,
+        best_metric: str = "loss",
+        best_mode: Literal["min", "max"] = "min",
+        asynchronous: bool = True,
+    ) -> None:
+        keep_last, keep_best = KeepLast(n=keep_last_n), KeepBest(metric=best_metric, mode=best_mode)
+        self._directory = CheckpointDirectory(_prepared(checkpoint_dir))
+        self._pruning = Pruning(self._directory, [keep_last, keep_best] if save_best else [keep_last])
+        self._best_metric = best_metric if save_best else None
+        self._asynchronous = asynchronous
+        self._memory = StagingMemory()
+        self._in_flight: SaveInFlight | None = None
+        self._leftovers_are_cleared = False
+
+    def save(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        step: int,
+        metrics: Mapping[str, Any] | None = None,
+        **extra_state: Any,
+    ) -> None:
+        """Save the state as it is now. When this returns, training may change everything.
+
+        It waits for the save before it, for there is at most one under way. Every rank has to call it.
+
+        Args:
+            model: The model; DDP and torch.compile wrappers are seen through.
+            optimizer: Its optimizer, if it is to be resumed.
+            step: The number that `load_latest` gives back; save the number of completed steps.
+            metrics: Numbers or tensors of one element; the best checkpoint is chosen by them.
+            **extra_state: Whatever else is to be resumed: numbers, strings, tensors, arrays and nestings of them, and
+                objects with `state_dict()` and `load_state_dict()` (an LR scheduler, a sampler, an EMA model).
+
+        Raises:
+            CheckpointWriteError: This save cannot be made, on this rank or another, or the one before it failed in the
+                background; then this one was not tried. The newest committed checkpoint is unchanged either way, and a
+                later save may work.
+            ConfigError: A step or metric is not a number, or an extra has a name that is taken.
+        """
+        started_seconds = SYSTEM_CLOCK.monotonic_seconds()
+        rank, world_size = rank_and_world_size()
+        inputs = SaveInputs(model, optimizer, step, metrics or {}, extra_state)
+        draft: SaveDraft | None = None
+        problem: Exception | None = None
+        try:
+            self.wait()
+            self._clear_leftovers(rank)
+            draft = draft_save(self._directory, self._memory, inputs, rank=rank, world_size=world_size)
+        except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
+            problem = error
+        order = agree(draft, problem)
+        if rank == 0:
+            self._warn_of_missing_metric(order.metrics)
+        stall_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
+
+        def on_commit(manifest: Manifest) -> None:
+            self._pruning.prune(just_committed=manifest.step)
+            duration_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
+            self._report_saved(manifest, duration_seconds, stall_seconds if self._asynchronous else duration_seconds)
+
+        self._in_flight = SaveInFlight(order, lock=draft.lock if draft else None, on_commit=on_commit)
+        if self._asynchronous:
+            self._in_flight.start()
+        else:
+            self._in_flight.run()
+            self.wait()
+
+    def load_latest(self, model: nn.Module, optimizer: Optimizer | None = None, **extra: Any) -> ResumeState:
+        """Load the newest checkpoint that is good on all ranks. Every rank has to call it.
+
+        Every byte is verified before the model, the optimizer or an extra is touched. Damaged checkpoints are moved to
+        `quarantine/` and told of in a warning. Where none is good, training starts from step 0, with a loud warning,
+        and nothing is deleted.
+
+        Args:
+            model: Gets the saved parameters and buffers in place; its sharding may differ from the saved one.
+            optimizer: Gets its saved state and options, such as `lr`.
+            **extra: Objects that were saved under these names; their state is loaded in place.
+
+        Returns:
+            The step, the metrics and every extra by name. An object that was saved by its state comes back as that
+            state where it is not among `extra`.
+
+        Raises:
+            CheckpointMismatchError: The checkpoint does not fit; the message names the parameter and both shapes.
+                Model and optimizer are unchanged.
+            CheckpointError: The checkpoint cannot be read for a reason that is not damage, such as missing rights.
+            ConfigError: An extra is not an object whose state can be loaded.
+        """
+        started_seconds = SYSTEM_CLOCK.monotonic_seconds()
+        if self._in_flight is not None:
+            self._in_flight.join()
+        rank, world_size = rank_and_world_size()
+        self._clear_leftovers(rank)
+
+        def plan(manifest: Manifest) -> Restoration:
+            return plan_restoration(manifest, model, optimizer, extra)
+
+        found = search(self._directory, plan, rank=rank, world_size=world_size)
+        if rank == 0:
+            self._set_damaged_aside(found)
+        damaged = [damage for step_damage in found.damaged.values() for damage in step_damage]
+        if found.newest_good is None:
+            return ResumeState({"step": 0, "metrics": {}}, damaged)
+        manifest = found.newest_good.manifest
+        extras = found.newest_good.restoration.apply(found.newest_good.tensors)
+        if rank == 0:
+            self._report_loaded(manifest.step, SYSTEM_CLOCK.monotonic_seconds() - started_seconds)
+        return ResumeState({"step": manifest.step, "metrics": dict(manifest.metrics), **extras}, damaged)
+
+    def wait(self) -> None:
+        """Return when the save under way is committed, on every rank.
+
+        Raises:
+            CheckpointWriteError: It failed. The newest committed checkpoint is unchanged.
+        """
+        if self._in_flight is None:
+            return
+        self._in_flight.join()
+        ended, self._in_flight = self._in_flight, None
+        if ended.error is not None:
+            raise ended.error
+
+    def close(self) -> None:
+        """Wait for the save under way, and give its memory back. Calling it twice is no error.
+
+        Raises:
+            CheckpointWriteError: The save under way failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._memory = StagingMemory()
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        if self._in_flight is not None:
+            self._in_flight.leave_soon()
+        try:
+            self.close()
+        except CheckpointWriteError:
+            # Already in the log; the script's own error is the one to show.
+            _LOG.debug("a save failed while the script was failing", exc_info=True)
+
+    def _clear_leftovers(self, rank: int) -> None:
+        """Once, and by rank 0 alone: two that delete the same files would trip over each other."""
+        if rank == 0 and not self._leftovers_are_cleared:
+            self._directory.remove_leftovers()
+            self._leftovers_are_cleared = True
+
+    def _set_damaged_aside(self, found: Search) -> None:
+        resumed_step = found.newest_good.manifest.step if found.newest_good else None
+        for step, damage in found.damaged.items():
+            kept_in = self._quarantine(step, damage)
+            message = describe(step, damage, resumed_step=resumed_step, kept_in=kept_in, directory=self._directory.path)
+            first = damage[0]
+            log_event(
+                _LOG,
+                "checkpoint_damaged",
+                message,
+                level=logging.WARNING,
+                step=step,
+                file=first.file,
+                tensor=first.tensor,
+                problem=first.problem,
+                quarantined_to=str(kept_in) if kept_in else None,
+            )
+
+    def _quarantine(self, step: int, damage: list[Damage]) -> Path | None:
+        found_at = iso_utc(SYSTEM_CLOCK.wall_seconds())
+        reason = {"step": step, "found_at": found_at, "damage": [found.to_dict() for found in damage]}
+        try:
+            return self._directory.quarantine(step, reason)
+        except OSError as problem:
+            # A disk that is mounted read-only after an error: resuming matters more than tidiness.
+            _LOG.warning("%s: cannot be moved to quarantine (%s)", self._directory.committed(step), problem.strerror)
+            return None
+
+    def _report_loaded(self, step: int, duration_seconds: float) -> None:
+        path = str(self._directory.committed(step))
+        message = f"Resuming from step {step} ({path})"
+        log_event(_LOG, "checkpoint_loaded", message, step=step, duration_seconds=duration_seconds, path=path)
+
+    def _report_saved(self, manifest: Manifest, duration_seconds: float, stall_seconds: float) -> None:
+        path = str(self._directory.committed(manifest.step))
+        log_event(
+            _LOG,
+            "checkpoint_saved",
+            f"Saved step {manifest.step} to {path}",
+            step=manifest.step,
+            duration_seconds=duration_seconds,
+            stall_seconds=stall_seconds,
+            size_bytes=manifest.size_bytes,
+            path=path,
+        )
+
+    def _warn_of_missing_metric(self, metrics: Mapping[str, float]) -> None:
+        if self._best_metric is not None and self._best_metric not in metrics:
+            _LOG.warning(
+                "save_best=True, but metrics has no %r: no checkpoint without it is kept as the best. "
+                "Pass it to save(metrics=...), name another with best_metric=..., or set save_best=False.",
+                self._best_metric,
+            )
+            self._best_metric = None  # said once
+
+
+def _prepared(checkpoint_dir: str | os.PathLike[str]) -> Path:
+    """The directory, made if need be: a path that cannot work is better found before the first hour of training."""
+    try:
+        path = Path(checkpoint_dir)
+    except TypeError:
+        raise ConfigError("checkpoint_dir", checkpoint_dir, "must be a path") from None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise write_error(f"{path}: cannot be a checkpoint directory", problem) from problem
+    return path

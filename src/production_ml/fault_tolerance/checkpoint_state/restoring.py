@@ -1,0 +1,136 @@
+"""All that one checkpoint gives back: what to read is planned first, and live objects are touched last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from production_ml.core.errors import ConfigError
+from production_ml.fault_tolerance.checkpoint_format.boxes import Box, from_local, local_box, whole
+from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
+from production_ml.fault_tolerance.checkpoint_state.capture import Stateful, check_extra_names
+from production_ml.fault_tolerance.checkpoint_state.mismatch import mismatch
+from production_ml.fault_tolerance.checkpoint_state.module_state import ModuleRestoration, live_state, parameter_names
+from production_ml.fault_tolerance.checkpoint_state.optimizer_state import OptimizerRestoration
+
+
+class _Part(Protocol):
+    """One object that gets its state back."""
+
+    def templates(self) -> dict[str, torch.Tensor]: ...
+
+    def apply(self, tensors: Mapping[str, torch.Tensor]) -> None: ...
+
+
+class _ObjectRestoration:
+    """An LR scheduler or the like."""
+
+    def __init__(self, target: Stateful, name: str, encoded: Any) -> None:
+        self._target = target
+        self._name = name
+        self._encoded = encoded
+        present: dict[str, torch.Tensor] = {}
+        encode_tree(target.state_dict(), f"extra.{name}", present)
+        wanted = set(tensor_names(encoded))
+        self._sharded = {key: item for key, item in present.items() if key in wanted and isinstance(item, DTensor)}
+
+    def templates(self) -> dict[str, torch.Tensor]:
+        return dict(self._sharded)
+
+    def apply(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        placed = dict(tensors)
+        for name, template in self._sharded.items():
+            placed[name] = from_local(tensors[name], template)
+        try:
+            self._target.load_state_dict(decode_tree(self._encoded, placed))
+        except Exception as problem:  # the object is the user's own, and may refuse in any way
+            raise mismatch(f"{self._name!r} does not take the state in the checkpoint ({problem!r}).") from problem
+
+
+class Restoration:
+    """A plan for one checkpoint: which boxes this rank reads, and what is done with them once they are verified."""
+
+    def __init__(
+        self, manifest: Manifest, parts: list[_Part], read_for_parts: set[str], in_place: Mapping[str, Any]
+    ) -> None:
+        self._extras = {
+            name: extra["value"] for name, extra in manifest.values["extra"].items() if name not in in_place
+        }
+        self._in_place = in_place
+        self._parts = parts
+        templates = {name: tensor for part in parts for name, tensor in part.templates().items()}
+        extras = set(tensor_names(list(self._extras.values())))
+        self.boxes: dict[str, Box] = {
+            name: local_box(templates[name]) if name in templates else whole(manifest.tensors[name].shape)
+            for name in manifest.tensors
+            if name in read_for_parts or name in extras
+        }
+
+    def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Give every object its state.
+
+        The parts come in an order in which those that may still refuse are asked first.
+
+        Args:
+            tensors: The boxes, verified, as contiguous CPU tensors.
+
+        Returns:
+            The extras by name: those loaded in place themselves, the other objects as what their `state_dict()` was.
+
+        Raises:
+            CheckpointMismatchError: An object refuses its state.
+        """
+        for part in self._parts:
+            part.apply(tensors)
+        return {**{name: decode_tree(value, tensors) for name, value in self._extras.items()}, **self._in_place}
+
+
+def plan_restoration(
+    manifest: Manifest, model: nn.Module, optimizer: Optimizer | None, extra: Mapping[str, Any]
+) -> Restoration:
+    """Find out whether a checkpoint fits, touching nothing.
+
+    Raises:
+        CheckpointMismatchError: It does not; the message names the parameter and both shapes.
+        ConfigError: An extra cannot have its state loaded.
+    """
+    check_extra_names(extra)
+    values = manifest.values
+    names = parameter_names(live_state(model))
+    parts: list[_Part] = [_extra_part(manifest, name, target, names) for name, target in extra.items()]
+    read = set(tensor_names([values["extra"][name]["value"] for name in extra]))
+    if optimizer is not None:
+        if values["optimizer"] is None:
+            raise mismatch("The checkpoint was saved without an optimizer.", cure="Call load_latest(model) alone.")
+        parts.append(OptimizerRestoration(optimizer, "the optimizer", names, values["optimizer"], manifest.tensors))
+        read.update(tensor_names(values["optimizer"]))
+    parts.append(ModuleRestoration(model, "the model", values["model"], manifest.tensors))
+    read.update(tensor_names(values["model"]))
+    return Restoration(manifest, parts, read, extra)
+
+
+def _extra_part(manifest: Manifest, name: str, target: Any, names: Mapping[int, str]) -> _Part:
+    if not isinstance(target, Stateful):
+        raise ConfigError(
+            name,
+            target,
+            "only objects with state_dict() and load_state_dict() are loaded in place",
+            cure="Plain values come back in what load_latest returns: state[name].",
+        )
+    saved = manifest.values["extra"].get(name)
+    if saved is None:
+        raise mismatch(f"The checkpoint holds no {name!r}.", cure=f"Call load_latest() without {name}, or save it too.")
+    kind = "module" if isinstance(target, nn.Module) else "optimizer" if isinstance(target, Optimizer) else "object"
+    if saved["kind"] != kind:
+        raise mismatch(f"{name!r} was saved as a {saved['kind']}, but is given as a {kind}.")
+    if isinstance(target, nn.Module):
+        return ModuleRestoration(target, repr(name), saved["value"], manifest.tensors)
+    if isinstance(target, Optimizer):
+        return OptimizerRestoration(target, repr(name), names, saved["value"], manifest.tensors)
+    return _ObjectRestoration(target, name, saved["value"])

@@ -1,0 +1,1 @@
+"""How a checkpoint is written: planned, staged into memory of its own, written beside the training, committed."""

@@ -1,0 +1,127 @@
+"""The commit: every rank's shard and part durable, then rank 0's manifest, then the name. Files alone carry the news.
+
+Nothing here talks over the process group: it belongs to the training, and collectives of a background thread would
+interleave with the training's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+from production_ml.core.clock import SYSTEM_CLOCK
+from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_format.manifest import MANIFEST_FILE, Manifest, read_save_id
+from production_ml.fault_tolerance.checkpoint_format.shard_file import write_shard
+from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
+from production_ml.fault_tolerance.saving.parts import (
+    Part,
+    describe_part,
+    merge_parts,
+    part_name,
+    read_part,
+    shard_name,
+    write_failure,
+    write_part,
+)
+from production_ml.fault_tolerance.saving.patience import Patience
+
+_LISTING_LAG_SECONDS: Final = 2.0
+"""Over NFS the old name may be seen to go before the new one is seen to come."""
+
+
+def carry_out(order: SaveOrder, patience: Patience) -> Manifest | None:
+    """Write this rank's share of a checkpoint and stay until it is committed.
+
+    Returns:
+        The manifest on rank 0, None on the others.
+
+    Raises:
+        CheckpointWriteError: There will be no such checkpoint.
+    """
+    try:
+        if order.rank == 0:
+            return _lead(order, patience)
+        _follow(order, patience)
+    except OSError as problem:
+        what = f"The checkpoint of step {order.step} could not be written to {order.directory.path}"
+        raise write_error(what, problem) from problem
+    return None
+
+
+def _lead(order: SaveOrder, patience: Patience) -> Manifest:
+    try:
+        parts = [_write_shard(order)]
+        parts.extend(_await_part(order, rank, patience) for rank in range(1, order.world_size))
+        whole = merge_parts(parts)
+        for rank in range(1, order.world_size):
+            (order.written / part_name(rank)).unlink()
+        manifest = Manifest(
+            step=order.step,
+            save_id=order.save_id,
+            created_at=SYSTEM_CLOCK.wall_seconds(),
+            world_size=order.world_size,
+            metrics=order.metrics,
+            values=order.values,
+            files=whole.files,
+            tensors=whole.tensors,
+        )
+        order.directory.commit(order.written, manifest)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            order.directory.abandon(order.written)
+        raise
+    return manifest
+
+
+def _follow(order: SaveOrder, patience: Patience) -> None:
+    try:
+        write_part(order.written, order.rank, _write_shard(order))
+    except BaseException as problem:
+        # The shard goes first: on a full disk it makes the room for the few bytes that tell rank 0.
+        with contextlib.suppress(OSError):
+            (order.written / shard_name(order.rank)).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            write_failure(order.written, order.rank, _reason(problem))
+        raise
+    _await_commit(order, patience)
+
+
+def _write_shard(order: SaveOrder) -> Part:
+    if not order.staged:
+        return Part({}, {})
+    file, hashes = write_shard(order.written / shard_name(order.rank), order.staged)
+    return describe_part(order.rank, order.holdings, file, hashes)
+
+
+def _await_part(order: SaveOrder, rank: int, patience: Patience) -> Part:
+    while (part := read_part(order.written, rank)) is None:
+        if not patience.pause():
+            raise CheckpointWriteError(
+                f"The checkpoint of step {order.step} was given up: rank {rank} did not write its shard in time.",
+                meaning=UNCHANGED,
+                cure=f"Look at what rank {rank} did last: it may have died, or its disk may hang.",
+            )
+    return part
+
+
+def _await_commit(order: SaveOrder, patience: Patience) -> None:
+    while order.written.exists():
+        if not patience.pause():
+            raise CheckpointWriteError(
+                f"The checkpoint of step {order.step} was not committed in time by rank 0.",
+                meaning=UNCHANGED,
+                cure="Look at what rank 0 did last: it may have died, or its disk may hang.",
+            )
+    arrival = Patience(_LISTING_LAG_SECONDS)
+    while read_save_id(order.directory.committed(order.step) / MANIFEST_FILE) != order.save_id:
+        if not arrival.pause():
+            raise CheckpointWriteError(
+                f"The checkpoint of step {order.step} was given up by rank 0.",
+                meaning=UNCHANGED,
+                cure="Rank 0's log says why (event checkpoint_save_failed).",
+            )
+
+
+def _reason(problem: BaseException) -> str:
+    return (isinstance(problem, OSError) and problem.strerror) or repr(problem)

@@ -1,0 +1,123 @@
+"""A rank's part: the small durable file that says its shard is whole, or why it never will be."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_format.manifest import (
+    ChunkEntry,
+    FileEntry,
+    TensorEntry,
+    file_entry,
+    file_json,
+    tensor_entry,
+    tensor_json,
+)
+from production_ml.fault_tolerance.saving.order import UNCHANGED
+from production_ml.fault_tolerance.saving.shard_plan import Holding
+from production_ml.storage.durable import replace_durably
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one rank wrote."""
+
+    files: Mapping[str, FileEntry]
+    tensors: Mapping[str, TensorEntry]
+    """Each with this rank's chunk alone."""
+
+
+def shard_name(rank: int) -> str:
+    """The file of a rank's tensors."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def part_name(rank: int) -> str:
+    """The file that says a rank has written its tensors."""
+    return f"rank-{rank:05d}.part.json"
+
+
+def describe_part(rank: int, holdings: Sequence[Holding], file: FileEntry, hashes: Mapping[str, str]) -> Part:
+    """The part of a rank that wrote `holdings` to its shard."""
+    tensors, name = {}, shard_name(rank)
+    for held in holdings:
+        chunk = ChunkEntry(
+            file=name,
+            key=held.key,
+            offsets=held.box.offsets,
+            shape=held.box.shape,
+            hash=hashes[held.key],
+        )
+        tensors[held.name] = TensorEntry(dtype=held.dtype, shape=held.shape, chunks=(chunk,))
+    return Part({name: file}, tensors)
+
+
+def write_part(directory: Path, rank: int, part: Part) -> None:
+    """Make a rank's part durable, at once or not at all."""
+    _write(directory, rank, _part_json(part))
+
+
+def write_failure(directory: Path, rank: int, problem: str) -> None:
+    """Tell rank 0 that this rank's part will not come."""
+    _write(directory, rank, {"problem": problem})
+
+
+def read_part(directory: Path, rank: int) -> Part | None:
+    """A rank's part; None until it is there.
+
+    Raises:
+        CheckpointWriteError: The rank said that its part will not come.
+    """
+    try:
+        document = json.loads((directory / part_name(rank)).read_bytes())
+    except FileNotFoundError:
+        return None
+    if "problem" in document:
+        raise CheckpointWriteError(f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED)
+    files = {name: file_entry(entry) for name, entry in document["files"].items()}
+    return Part(files, {name: tensor_entry(entry) for name, entry in document["tensors"].items()})
+
+
+def merge_parts(parts: Sequence[Part]) -> Part:
+    """All ranks' parts as one.
+
+    Raises:
+        CheckpointWriteError: The ranks do not hold the same tensors, or their chunks do not make them up.
+    """
+    files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
+    for part in parts:
+        files.update(part.files)
+        for name, entry in part.tensors.items():
+            known = tensors.get(name)
+            if known is None:
+                tensors[name] = entry
+            elif (known.dtype, known.shape) != (entry.dtype, entry.shape):
+                raise CheckpointWriteError(
+                    f"tensor {name!r} has other shapes or types on other ranks.", meaning=UNCHANGED
+                )
+            else:
+                tensors[name] = replace(known, chunks=known.chunks + entry.chunks)
+    for name, entry in tensors.items():
+        if sum(math.prod(chunk.shape) for chunk in entry.chunks) != math.prod(entry.shape):
+            raise CheckpointWriteError(
+                f"tensor {name!r} is not whole: some rank did not write its part of it.", meaning=UNCHANGED
+            )
+    return Part(files, tensors)
+
+
+def _part_json(part: Part) -> dict[str, Any]:
+    return {
+        "files": {name: file_json(entry) for name, entry in part.files.items()},
+        "tensors": {name: tensor_json(entry) for name, entry in part.tensors.items()},
+    }
+
+
+def _write(directory: Path, rank: int, document: dict[str, Any]) -> None:
+    replace_durably(directory / part_name(rank), json.dumps(document).encode())

@@ -1,0 +1,185 @@
+"""What one rank does in the tests of checkpoints over several ranks: `checkpoint_rank_script.py SCENARIO DIRECTORY`.
+
+Each scenario is the training script of a user, cut short. What it finds out goes to `found-RANK.json`, what it computed
+to safetensors files, and the test compares.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from production_ml.core.errors import CheckpointError, ProductionMLError
+from production_ml.fault_tolerance import CheckpointManager
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def build(seed: int, width: int = 7) -> nn.Sequential:
+    """Sizes that two ranks cannot halve."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.Linear(width, 3))
+
+
+def sharded(seed: int, width: int = 7) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = build(seed, width)
+    for layer in (model[0], model[2]):
+        fully_shard(layer)
+    fully_shard(model)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def plain(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = build(seed)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """The same batch on every rank, so that one process computes what several do."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 5, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def write_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """All of a training's tensors, gathered, for the test to compare bit by bit."""
+    tensors = {name: whole(value) for name, value in model.state_dict().items()}
+    for index, parameter in enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]):
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{index}.{key}"] = whole(value)
+    if RANK == 0:
+        safetensors.torch.save_file(tensors, path)
+
+
+def problem_of(call) -> str:
+    try:
+        call()
+    except ProductionMLError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def ddp(root: Path) -> dict[str, object]:
+    """Save from DDP; refuse what one rank alone cannot save, on all ranks; go on."""
+    module, optimizer = plain(0)
+    model = DistributedDataParallel(module)
+    train(model, optimizer, 2)
+    manager = CheckpointManager(root / "ddp")
+    manager.save(model=model, optimizer=optimizer, step=2, metrics={"loss": 1.0 + RANK}, epoch=RANK)
+    manager.wait()
+    is_there_after_wait = (root / "ddp" / "step-00000002" / "manifest.json").exists()
+    write_state(root / "ddp.safetensors", module, optimizer)
+
+    odd = {"odd": object()} if RANK == 1 else {}
+    refused = problem_of(lambda: manager.save(model=model, optimizer=optimizer, step=3, **odd))
+    apart = problem_of(lambda: manager.save(model=model, optimizer=optimizer, step=4 + RANK))
+    manager.save(model=model, optimizer=optimizer, step=6)
+    manager.close()
+
+    other, other_optimizer = plain(1)
+    state = CheckpointManager(root / "ddp").load_latest(DistributedDataParallel(other), other_optimizer)
+    train(other, other_optimizer, 1)
+    train(module, optimizer, 1)
+    same = all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    return {
+        "is_there_after_wait": is_there_after_wait,
+        "refused": refused,
+        "apart": apart,
+        "step": state["step"],
+        "goes_on_the_same": same,
+    }
+
+
+def fsdp_save(root: Path) -> dict[str, object]:
+    """Save three steps from FSDP2; between them a save that the disk of rank 1 does not take."""
+    model, optimizer = sharded(0)
+    manager = CheckpointManager(root / "fsdp")
+    for step in (1, 2):
+        train(model, optimizer, 1)
+        manager.save(model=model, optimizer=optimizer, step=step)
+    manager.wait()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if RANK == 1:
+        # Room for the few bytes that tell of the failure, none for the shard.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    manager.save(model=model, optimizer=optimizer, step=9)
+    failed = problem_of(manager.wait)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    train(model, optimizer, 1)
+    with torch.no_grad():
+        model(torch.randn(4, 5))  # leaves FSDP2's root parameters gathered; a save has to see the shards all the same
+    manager.save(model=model, optimizer=optimizer, step=3)
+    write_state(root / "fsdp.safetensors", model, optimizer)
+    manager.close()
+    return {"failed": failed, "left": names_in(root / "fsdp")}
+
+
+def fsdp_load(root: Path) -> dict[str, object]:
+    """Load into FSDP2 what FSDP2 wrote (its newest may be damaged) and what one plain process wrote."""
+    model, optimizer = sharded(1)
+    state = CheckpointManager(root / "fsdp").load_latest(model, optimizer)
+    if (root / "plain").exists():
+        other, other_optimizer = sharded(2)
+        CheckpointManager(root / "plain").load_latest(other, other_optimizer)
+        write_state(root / "plain-loaded.safetensors", other, other_optimizer)
+        train(other, other_optimizer, 1)
+        write_state(root / "plain-trained.safetensors", other, other_optimizer)
+    mismatch = problem_of(lambda: CheckpointManager(root / "fsdp").load_latest(sharded(1, width=9)[0]))
+    return {"step": state["step"], "damaged": [item.to_dict() for item in state.damaged], "mismatch": mismatch}
+
+
+def die_mid_save(root: Path) -> dict[str, object]:
+    """Rank 1 is killed while it writes; rank 0 waits for it as long as it lives."""
+    model, optimizer = sharded(0)
+    manager = CheckpointManager(root / "fsdp")
+    manager.save(model=model, optimizer=optimizer, step=1)
+    manager.wait()
+    large = nn.Linear(4096, 4096)
+    fully_shard(large)
+    manager.save(model=model, optimizer=optimizer, step=2, large=large)
+    if RANK == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("waiting", flush=True)
+    manager.wait()
+    return {}
+
+
+def main() -> None:
+    scenario, root = sys.argv[1], Path(sys.argv[2])
+    dist.init_process_group("gloo")
+    scenarios = {"ddp": ddp, "fsdp-save": fsdp_save, "fsdp-load": fsdp_load, "die-mid-save": die_mid_save}
+    try:
+        found = scenarios[scenario](root)
+    except CheckpointError as error:
+        found = {"error": str(error)}
+    (root / f"found-{scenario}-{RANK}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Several ranks save and load as one, and a checkpoint of one world size or wrapper loads into another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from production_ml.core.errors import CheckpointMismatchError
+from production_ml.fault_tolerance import CheckpointManager
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+SCRIPT = Path(__file__).with_name("checkpoint_rank_script.py")
+Ranks = Callable[..., list[dict[str, Any]]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Ranks:
+    """Run a scenario on several ranks; gives what each found."""
+
+    def run(scenario: str, world_size: int = 2) -> list[dict[str, Any]]:
+        command = [sys.executable, str(SCRIPT), scenario, str(tmp_path)]
+        meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
+        with contextlib.ExitStack() as stack:
+            processes = []
+            for rank in range(world_size):
+                environment = {**os.environ, **meeting_point, "OMP_NUM_THREADS": "1", "RANK": str(rank)}
+                output = stack.enter_context(open(tmp_path / f"output-{scenario}-{rank}.txt", "w"))
+                process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+                processes.append(stack.enter_context(process))
+                stack.callback(process.kill)
+            exit_codes = [process.wait(timeout=100) for process in processes]
+        outputs = [path.read_text() for path in sorted(tmp_path.glob(f"output-{scenario}-*.txt"))]
+        assert exit_codes == [0] * world_size, "\n".join(outputs)
+        return [json.loads((tmp_path / f"found-{scenario}-{rank}.json").read_text()) for rank in range(world_size)]
+
+    return run
+
+
+def plain(seed: int, width: int = 7) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.Linear(width, 3))
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 5, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        tensors |= {f"{index}.{key}": value.clone() for key, value in optimizer.state[parameter].items()}
+    return tensors
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_ddp_saves_and_loads_as_one_and_one_process_loads_it_too(ranks, tmp_path):
+    found = ranks("ddp")
+
+    assert [rank["is_there_after_wait"] for rank in found] == [True, True]
+    assert [rank["step"] for rank in found] == [6, 6]
+    assert [rank["goes_on_the_same"] for rank in found] == [True, True]
+    # One rank's own trouble stops the save on all of them, and each says whose it is.
+    assert "extra.odd is a object" in found[1]["refused"]
+    assert "Rank 1 cannot save: extra.odd" in found[0]["refused"]
+    assert all("The ranks save different steps (4, 5)" in rank["apart"] for rank in found)
+    assert names_in(tmp_path / "ddp") == ["step-00000002", "step-00000006"]
+
+    manifest = json.loads((tmp_path / "ddp" / "step-00000002" / "manifest.json").read_text())
+    assert not [name for name in manifest["tensors"] if "module." in name]
+    assert manifest["metrics"] == {"loss": 1.0}
+    model, optimizer = plain(5)
+    state = CheckpointManager(tmp_path / "ddp").load_latest(model, optimizer)
+    assert state["step"] == 6
+    assert_same(state_of(model, optimizer), safetensors.torch.load_file(tmp_path / "ddp.safetensors"))
+
+
+def test_fsdp2_to_plain_to_fsdp2_keeps_every_bit_and_ranks_fall_back_together(ranks, tmp_path):
+    found = ranks("fsdp-save")
+
+    # A disk that one rank cannot write to fails the save on both, and the next one works.
+    assert "Rank 1 could not write its shard: File too large" in found[0]["failed"]
+    assert "step 9 could not be written" in found[1]["failed"]
+    assert found[0]["left"] == found[1]["left"] == ["step-00000001", "step-00000002", "step-00000003"]
+
+    model, optimizer = plain(5)
+    state = CheckpointManager(tmp_path / "fsdp").load_latest(model, optimizer)
+    assert state["step"] == 3
+    assert_same(state_of(model, optimizer), safetensors.torch.load_file(tmp_path / "fsdp.safetensors"))
+    train(model, optimizer, 1)
+    before = state_of(model, optimizer)
+    with CheckpointManager(tmp_path / "plain") as manager:
+        manager.save(model=model, optimizer=optimizer, step=4)
+    train(model, optimizer, 1)
+
+    damaged = tmp_path / "fsdp" / "step-00000003" / "rank-00001.safetensors"
+    flip_last_bit(damaged)
+    found = ranks("fsdp-load")
+
+    assert [rank["step"] for rank in found] == [2, 2]
+    assert found[0]["damaged"] == found[1]["damaged"]
+    assert [item["file"] for item in found[0]["damaged"]] == [str(damaged)]
+    assert len(names_in(tmp_path / "fsdp" / "quarantine")) == 1
+    assert all("'0.weight' has the shape [9, 5], but [7, 5]" in rank["mismatch"] for rank in found)
+    assert_same(safetensors.torch.load_file(tmp_path / "plain-loaded.safetensors"), before)
+    trained = safetensors.torch.load_file(tmp_path / "plain-trained.safetensors")
+    for name, tensor in state_of(model, optimizer).items():
+        torch.testing.assert_close(trained[name], tensor, msg=name)
+
+
+def test_a_checkpoint_of_two_ranks_loads_into_one_fsdp2_rank_and_back(ranks, tmp_path):
+    ranks("fsdp-save")
+
+    [found] = ranks("fsdp-load", world_size=1)
+    assert found["step"] == 3
+
+    with pytest.raises(CheckpointMismatchError, match=r"\[9, 5\], but \[7, 5\]"):
+        CheckpointManager(tmp_path / "fsdp").load_latest(*plain(0, width=9))
+
+
+def test_a_script_that_ends_without_close_still_gets_its_last_checkpoint(tmp_path):
+    script = (
+        "import sys, torch; from production_ml.fault_tolerance import CheckpointManager;"
+        "CheckpointManager(sys.argv[1]).save(model=torch.nn.Linear(500, 500), step=7)"
+    )
+
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=60)
+
+    assert names_in(tmp_path) == ["step-00000007"]

@@ -1,0 +1,112 @@
+"""The manifest comes back as it was written, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+
+import pytest
+
+from production_ml.core.errors import CheckpointError, CheckpointMismatchError, DamagedCheckpointError
+from production_ml.fault_tolerance.checkpoint_format import manifest as format_
+from production_ml.fault_tolerance.checkpoint_format.manifest import (
+    ChunkEntry,
+    FileEntry,
+    Manifest,
+    TensorEntry,
+    encode_manifest,
+    read_manifest,
+    read_save_id,
+    unreadable,
+)
+
+CHUNK = ChunkEntry(file="rank-00000.safetensors", key="x", offsets=(0, 2), shape=(3, 4), hash="ab" * 16)
+MANIFEST = Manifest(
+    step=7,
+    save_id="c0ffee",
+    created_at=1e-05,
+    world_size=2,
+    metrics={"loss": math.nan, "best": -math.inf, "tiny": 1e-300},
+    values={"model": {"x": {"$tensor": "x"}}, "text": 'a "hash": "00000000000000000000000000000000" in it \u00e4'},
+    files={"rank-00000.safetensors": FileEntry(size_bytes=100, header_hash="cd" * 16)},
+    tensors={"x": TensorEntry(dtype="F32", shape=(3, 6), chunks=(CHUNK,))},
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(encode_manifest(MANIFEST))
+    return path
+
+
+def test_a_manifest_comes_back_as_it_was_written(path):
+    found = read_manifest(path, step=7)
+
+    assert repr(found) == repr(MANIFEST)  # repr, because NaN differs from itself
+    assert found.tensors == MANIFEST.tensors
+    assert found.size_bytes == 100
+
+
+def test_other_tools_can_read_it_as_json(path):
+    document = json.loads(path.read_text(), parse_constant=pytest.fail)
+
+    assert document["format"] == "production_ml.checkpoint"
+    assert document["metrics"]["loss"] == "NaN"
+
+
+def test_a_flipped_bit_in_any_byte_is_noticed(path, rng):
+    good = path.read_bytes()
+    for position in range(len(good)):
+        damaged = bytearray(good)
+        damaged[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+
+        with pytest.raises(DamagedCheckpointError):
+            read_manifest(path, step=7)
+
+
+def test_every_truncation_and_any_tail_is_noticed(path):
+    good = path.read_bytes()
+    for data in (*(good[:length] for length in range(len(good))), good + b"\n", good + good):
+        path.write_bytes(data)
+
+        with pytest.raises(DamagedCheckpointError):
+            read_manifest(path, step=7)
+
+
+def test_the_manifest_of_another_step_is_refused(path):
+    with pytest.raises(DamagedCheckpointError, match="is the manifest of step 7"):
+        read_manifest(path, step=8)
+
+
+def test_a_missing_manifest_and_a_directory_in_its_place_are_damage(tmp_path):
+    for path in (tmp_path / "absent.json", tmp_path):
+        with pytest.raises(DamagedCheckpointError):
+            read_manifest(path, step=7)
+
+
+def test_a_newer_format_is_sound_but_not_ours_to_read(path, monkeypatch):
+    monkeypatch.setattr(format_, "VERSION", 2)
+    path.write_bytes(encode_manifest(MANIFEST))
+    monkeypatch.setattr(format_, "VERSION", 1)
+
+    with pytest.raises(CheckpointMismatchError, match="format version 2"):
+        read_manifest(path, step=7)
+
+
+def test_missing_rights_are_not_damage(tmp_path):
+    refused = unreadable(tmp_path, PermissionError(errno.EACCES, "Permission denied"), step=7)
+    broken = unreadable(tmp_path, OSError(errno.EIO, "Input/output error"), step=7)
+
+    assert isinstance(refused, CheckpointError)
+    assert not isinstance(refused, DamagedCheckpointError)
+    assert isinstance(broken, DamagedCheckpointError)
+
+
+def test_the_id_of_the_save_is_found_in_the_head_alone(path, tmp_path):
+    path.write_bytes(path.read_bytes()[:200])
+
+    assert read_save_id(path) == "c0ffee"
+    assert read_save_id(tmp_path / "absent.json") is None

@@ -1,0 +1,104 @@
+"""What the checkpoint tests share: a small trained model, and orders for ranks that need no process group."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.saving.order import SaveOrder
+from production_ml.fault_tolerance.saving.shard_plan import Holding, plan_shard
+
+Trained = tuple[nn.Module, torch.optim.Optimizer]
+
+
+def build(seed: int = 0) -> Trained:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    return model, torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss = model(torch.randn(4, 3)).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+@pytest.fixture
+def fresh() -> Callable[..., Trained]:
+    """A model and its optimizer that have not been trained; another seed gives other weights."""
+    return build
+
+
+@pytest.fixture
+def trained() -> Trained:
+    """The same after two steps."""
+    model, optimizer = build()
+    for _ in range(2):
+        train_step(model, optimizer)
+    return model, optimizer
+
+
+@pytest.fixture
+def step_once() -> Callable[[nn.Module, torch.optim.Optimizer], torch.Tensor]:
+    """One training step; gives the loss."""
+    return train_step
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> CheckpointDirectory:
+    return CheckpointDirectory(tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def order_of(directory: CheckpointDirectory) -> Callable[..., SaveOrder]:
+    """An order for one rank of a save, as all ranks would have agreed to."""
+
+    def make(
+        step: int = 1,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        tensors: dict[str, torch.Tensor] | None = None,
+        holdings: list[Holding] | None = None,
+        save_id: str = "00ff",
+        metrics: dict[str, float] | None = None,
+    ) -> SaveOrder:
+        given = {"x": torch.arange(4.0)} if tensors is None else tensors
+        return SaveOrder(
+            directory=directory,
+            step=step,
+            save_id=save_id,
+            rank=rank,
+            world_size=world_size,
+            metrics=metrics or {},
+            values={"model": {}, "optimizer": None, "extra": {}},
+            holdings=plan_shard(given, rank=0).holdings if holdings is None else holdings,
+            staged=given,
+        )
+
+    return make
+
+
+@pytest.fixture
+def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Within it, this process can write no file of more bytes: the kernel refuses, as a full disk does."""
+
+    @contextlib.contextmanager
+    def limit(size_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -1,0 +1,71 @@
+"""The newest good checkpoint is found by going back step by step; a sound one that does not fit stops the search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from production_ml.core.errors import CheckpointMismatchError
+from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
+from production_ml.fault_tolerance.loading.newest_good import search
+from production_ml.fault_tolerance.saving.commit import carry_out
+from production_ml.fault_tolerance.saving.patience import Patience
+
+
+@pytest.fixture
+def three_steps(directory, order_of):
+    for step in (1, 2, 3):
+        directory.begin(step, "00ff").release()
+        carry_out(order_of(step, tensors={"x": torch.full((4,), float(step))}), Patience())
+    return directory
+
+
+def everything(manifest) -> Restoration:
+    return Restoration(manifest, [], {"x"}, {})
+
+
+def damage(directory, step: int) -> None:
+    shard = directory.committed(step) / "rank-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+
+
+def test_the_newest_is_taken_where_all_are_good(three_steps):
+    found = search(three_steps, everything, rank=0, world_size=1)
+
+    assert found.newest_good.manifest.step == 3
+    assert found.newest_good.tensors["x"].tolist() == [3, 3, 3, 3]
+    assert found.damaged == {}
+
+
+def test_damaged_ones_are_passed_over_and_told_of(three_steps):
+    damage(three_steps, 3)
+    (three_steps.committed(2) / "manifest.json").unlink()
+
+    found = search(three_steps, everything, rank=0, world_size=1)
+
+    assert found.newest_good.manifest.step == 1
+    assert [(step, item.tensor) for step, items in found.damaged.items() for item in items] == [(3, "x"), (2, None)]
+
+
+def test_where_none_is_good_none_is_taken(three_steps):
+    for step in (1, 2, 3):
+        damage(three_steps, step)
+
+    found = search(three_steps, everything, rank=0, world_size=1)
+
+    assert found.newest_good is None
+    assert list(found.damaged) == [3, 2, 1]
+
+
+def test_a_sound_one_that_does_not_fit_stops_the_search(three_steps):
+    def refuse(manifest) -> Restoration:
+        raise CheckpointMismatchError("another model")
+
+    with pytest.raises(CheckpointMismatchError):
+        search(three_steps, refuse, rank=0, world_size=1)
+
+
+def test_an_empty_directory_has_nothing_to_resume(directory):
+    assert search(directory, everything, rank=0, world_size=1).newest_good is None

@@ -1,0 +1,105 @@
+"""A checkpoint appears when all ranks have written, and not at all when one has not."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_format.boxes import Box
+from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
+from production_ml.fault_tolerance.saving.commit import carry_out
+from production_ml.fault_tolerance.saving.patience import Patience
+from production_ml.fault_tolerance.saving.shard_plan import Holding
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+@pytest.fixture
+def two_ranks(directory, order_of):
+    """Orders of two ranks that hold one half of a tensor each."""
+    directory.begin(1, "00ff").release()
+    halves = [Holding("x", "x", "F32", (4,), Box((2 * rank,), (2,))) for rank in range(2)]
+    return [
+        order_of(rank=rank, world_size=2, tensors={"x": torch.full((2,), float(rank))}, holdings=[halves[rank]])
+        for rank in range(2)
+    ]
+
+
+def test_all_ranks_return_when_the_checkpoint_is_there(directory, two_ranks):
+    with ThreadPoolExecutor(2) as pool:
+        leader, follower = (pool.submit(carry_out, order, Patience()) for order in two_ranks)
+
+    assert follower.result() is None
+    manifest = leader.result()
+    assert directory.manifest(1) == manifest
+    assert manifest.world_size == 2
+    assert list(verify_checkpoint(directory, 1)) == []
+    assert names_in(directory.committed(1)) == [
+        "manifest.json",
+        "rank-00000.safetensors",
+        "rank-00001.safetensors",
+    ]
+
+
+def test_a_rank_that_never_writes_makes_the_save_fail_and_leaves_nothing(directory, two_ranks):
+    with pytest.raises(CheckpointWriteError, match="rank 1 did not write its shard in time"):
+        carry_out(two_ranks[0], Patience(0.0))
+
+    assert names_in(directory.path) == []
+
+
+def test_a_follower_whose_leader_never_commits_gives_up(two_ranks):
+    with pytest.raises(CheckpointWriteError, match="not committed in time by rank 0"):
+        carry_out(two_ranks[1], Patience(0.0))
+
+
+def test_one_rank_that_cannot_write_fails_all(directory, two_ranks):
+    (directory.incomplete(1, "00ff") / "rank-00001.safetensors").mkdir()
+
+    with ThreadPoolExecutor(2) as pool:
+        leader, follower = (pool.submit(carry_out, order, Patience()) for order in two_ranks)
+
+    assert isinstance(follower.exception(), CheckpointWriteError)
+    with pytest.raises(CheckpointWriteError, match="Rank 1 could not write its shard"):
+        leader.result()
+    assert names_in(directory.path) == []
+
+
+def test_a_follower_learns_that_the_leader_gave_up(directory, two_ranks):
+    (directory.incomplete(1, "00ff") / "rank-00000.safetensors").mkdir()
+
+    with ThreadPoolExecutor(2) as pool:
+        follower = pool.submit(carry_out, two_ranks[1], Patience())
+        while not (directory.incomplete(1, "00ff") / "rank-00001.part.json").exists():
+            pass
+        leader = pool.submit(carry_out, two_ranks[0], Patience())
+
+    assert isinstance(leader.exception(), CheckpointWriteError)
+    with pytest.raises(CheckpointWriteError, match="given up by rank 0"):
+        follower.result()
+
+
+def test_the_checkpoint_of_an_earlier_save_of_the_same_step_is_not_taken_for_this_one(directory, order_of, two_ranks):
+    directory.begin(1, "abcd").release()
+    carry_out(order_of(save_id="abcd"), Patience())
+    directory.abandon(directory.incomplete(1, "00ff"))
+
+    with pytest.raises(CheckpointWriteError):
+        carry_out(two_ranks[1], Patience())
+
+
+def test_a_failed_save_leaves_the_one_before_it_as_it_was(directory, order_of):
+    directory.begin(1, "00ff").release()
+    carry_out(order_of(1), Patience())
+
+    with pytest.raises(CheckpointWriteError, match="could not be written"):
+        carry_out(order_of(2), Patience())  # nobody made its directory
+
+    assert directory.steps() == [1]
+    assert list(verify_checkpoint(directory, 1)) == []

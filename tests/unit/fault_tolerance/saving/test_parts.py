@@ -1,0 +1,57 @@
+"""Ranks tell each other by files: a part is there whole or not at all, and parts make up whole tensors."""
+
+from __future__ import annotations
+
+import pytest
+
+from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_format.boxes import Box
+from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry
+from production_ml.fault_tolerance.saving.parts import (
+    Part,
+    describe_part,
+    merge_parts,
+    read_part,
+    write_failure,
+    write_part,
+)
+from production_ml.fault_tolerance.saving.shard_plan import Holding
+
+FILE = FileEntry(size_bytes=8, header_hash="aa")
+
+
+def part(rank: int, *, begin: int, size: int, total: int = 4, dtype: str = "F32") -> Part:
+    held = Holding("x", "x", dtype, (total, 2), Box((begin, 0), (size, 2)))
+    return describe_part(rank, [held], FILE, {"x": "bb"})
+
+
+def test_a_part_comes_back_as_it_was_written(tmp_path):
+    write_part(tmp_path, 3, part(3, begin=1, size=2))
+
+    assert read_part(tmp_path, 3) == part(3, begin=1, size=2)
+    assert read_part(tmp_path, 4) is None
+
+
+def test_a_rank_that_failed_says_why(tmp_path):
+    write_failure(tmp_path, 3, "No space left on device")
+
+    with pytest.raises(CheckpointWriteError, match="Rank 3 could not write its shard: No space left"):
+        read_part(tmp_path, 3)
+
+
+def test_parts_of_a_tensor_become_one_entry():
+    whole = merge_parts([part(0, begin=0, size=3), part(1, begin=3, size=1)])
+
+    assert [chunk.offsets for chunk in whole.tensors["x"].chunks] == [(0, 0), (3, 0)]
+    assert set(whole.files) == {"rank-00000.safetensors", "rank-00001.safetensors"}
+
+
+def test_a_tensor_with_a_hole_is_never_committed():
+    with pytest.raises(CheckpointWriteError, match="'x' is not whole"):
+        merge_parts([part(0, begin=0, size=3)])
+
+
+@pytest.mark.parametrize("other", [{"total": 5}, {"dtype": "F64"}])
+def test_ranks_that_mean_different_tensors_are_not_merged(other):
+    with pytest.raises(CheckpointWriteError, match="other shapes or types"):
+        merge_parts([part(0, begin=0, size=3), part(1, begin=3, size=1, **other)])

@@ -1,0 +1,371 @@
+"""What a training loop may rely on: every bit comes back, nothing tears, and what goes wrong is told."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteError, ConfigError
+from production_ml.fault_tolerance import CheckpointManager
+from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES, as_bytes
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def committed(root: Path) -> list[int]:
+    return sorted(int(name.removeprefix("step-")) for name in names_in(root) if name.startswith("step-"))
+
+
+def flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def shard_of(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}" / "rank-00000.safetensors"
+
+
+def save_steps(root: Path, model, optimizer, *steps: int, **options) -> None:
+    with CheckpointManager(root, **options) as manager:
+        for step in steps:
+            manager.save(model=model, optimizer=optimizer, step=step, metrics={"loss": float(step)})
+
+
+def events(caplog, name: str) -> list[dict[str, object]]:
+    return [record.fields for record in caplog.records if getattr(record, "event", "") == name]
+
+
+def test_the_quick_start_runs_as_it_is_written(root, trained, fresh):
+    model, optimizer = trained
+    loss, acc, step = torch.tensor(0.25), torch.tensor(0.9), 7
+
+    ckpt_manager = CheckpointManager(checkpoint_dir=root, keep_last_n=3, save_best=True)
+    ckpt_manager.save(model=model, optimizer=optimizer, step=step, metrics={"loss": loss, "accuracy": acc})
+    ckpt_manager.wait()
+    model, optimizer = fresh(1)
+    state = ckpt_manager.load_latest(model, optimizer)
+    start_step = state["step"]
+
+    assert start_step == 7
+    assert state["metrics"] == {"loss": 0.25, "accuracy": pytest.approx(0.9)}
+    for one, other in zip(model.state_dict().values(), trained[0].state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_first_start_resumes_at_step_0_and_touches_nothing(root, fresh):
+    model, optimizer = fresh()
+    before = copy.deepcopy(model.state_dict())
+
+    state = CheckpointManager(root).load_latest(model, optimizer)
+
+    assert state == {"step": 0, "metrics": {}}
+    assert state.damaged == []
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_resumed_training_goes_on_bit_for_bit(root, trained, fresh, step_once):
+    model, optimizer = trained
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    step_once(model, optimizer)
+    scheduler.step()
+    save_steps(root, model, optimizer, 1)
+    with CheckpointManager(root) as manager:
+        manager.save(model=model, optimizer=optimizer, step=2, scheduler=scheduler, rng=torch.get_rng_state(), epoch=3)
+        losses = [step_once(model, optimizer) for _ in range(2)]
+
+        resumed, resumed_optimizer = fresh(1)
+        resumed_scheduler = torch.optim.lr_scheduler.StepLR(resumed_optimizer, step_size=1, gamma=0.5)
+        state = manager.load_latest(resumed, resumed_optimizer, scheduler=resumed_scheduler)
+        torch.set_rng_state(state["rng"])
+        again = [step_once(resumed, resumed_optimizer) for _ in range(2)]
+
+    assert (state["step"], state["epoch"]) == (2, 3)
+    assert losses == again
+    assert resumed_scheduler.last_epoch == 1
+    assert resumed_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.005
+
+
+def test_every_kind_of_tensor_comes_back_bit_for_bit(root, fresh):
+    tensors = {}
+    for dtype in DTYPE_NAMES:
+        data = torch.arange(24 * dtype.itemsize, dtype=torch.uint8).view(dtype).reshape(4, 6)
+        if dtype is torch.bool:
+            data = torch.arange(24).reshape(4, 6) % 3 == 0
+        tensors[str(dtype)] = [data, data[1, 2], data[:0], data.t()]
+    model, _ = fresh()
+
+    with CheckpointManager(root) as manager:
+        manager.save(model=model, step=1, tensors=tensors)
+        found = manager.load_latest(model)["tensors"]
+
+    for name, originals in tensors.items():
+        for original, copied in zip(originals, found[name], strict=True):
+            assert (copied.dtype, copied.shape) == (original.dtype, original.shape)
+            assert bytes(as_bytes(copied)) == bytes(as_bytes(original.contiguous()))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 8)
+        self.head = nn.Linear(8, 50, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(root):
+    source, target = Tied(), Tied()
+
+    with CheckpointManager(root) as manager:
+        manager.save(model=source, optimizer=torch.optim.SGD(source.parameters()), step=1)
+        manager.load_latest(target, torch.optim.SGD(target.parameters()))
+
+    assert target.head.weight is target.embedding.weight
+    assert torch.equal(target.head.weight, source.head.weight)
+    assert shard_of(root, 1).stat().st_size < 2 * source.head.weight.nbytes
+
+
+def test_values_are_those_at_the_time_of_save_though_training_goes_on_at_once(root):
+    model = nn.Linear(2000, 1000)
+    with CheckpointManager(root, keep_last_n=20, save_best=False) as manager:
+        for step in range(8):
+            with torch.no_grad():
+                model.weight.fill_(step)
+            manager.save(model=model, step=step)
+            with torch.no_grad():
+                model.weight.fill_(-1)
+        manager.wait()
+
+        for step in reversed(range(8)):
+            assert manager.load_latest(model)["step"] == step
+            assert (model.weight == step).all()
+            shard_of(root, step).unlink()
+
+
+def test_the_newest_and_the_best_are_kept(root, trained):
+    with CheckpointManager(root, keep_last_n=2, best_metric="accuracy", best_mode="max") as manager:
+        for step, accuracy in enumerate([0.1, 0.9, 0.5, float("nan"), 0.6, 0.7]):
+            manager.save(model=trained[0], step=step, metrics={"accuracy": accuracy})
+
+    assert committed(root) == [1, 4, 5]
+
+
+def test_without_save_best_only_the_newest_are_kept(root, trained):
+    save_steps(root, *trained, 1, 2, 3, 4, keep_last_n=2, save_best=False)
+
+    assert committed(root) == [3, 4]
+
+
+def test_a_missing_best_metric_is_told_once_and_nothing_is_kept_as_best(root, trained, caplog):
+    with CheckpointManager(root, keep_last_n=1) as manager:
+        for step in range(3):
+            manager.save(model=trained[0], step=step, metrics={"accuracy": 0.5})
+
+    assert committed(root) == [2]
+    assert [record.levelname for record in caplog.records if "no 'loss'" in record.message] == ["WARNING"]
+
+
+def test_a_flipped_bit_is_never_loaded(root, trained, fresh, caplog):
+    save_steps(root, *trained, 100, 200)
+    flip_last_bit(shard_of(root, 200))
+
+    state = CheckpointManager(root).load_latest(*fresh(1))
+
+    assert state["step"] == 100
+    [damage] = state.damaged
+    assert (damage.step, damage.file) == (200, str(shard_of(root, 200)))
+    [event] = events(caplog, "checkpoint_damaged")
+    assert event["tensor"] == damage.tensor
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "Resuming from step 100, the newest good checkpoint: 100 steps will be redone." in warning
+    assert f"production-ml checkpoint verify {root}" in warning
+
+
+def test_a_damaged_checkpoint_is_kept_with_the_reason(root, trained, fresh, caplog):
+    save_steps(root, *trained, 1, 2)
+    flip_last_bit(shard_of(root, 2))
+    CheckpointManager(root).load_latest(*fresh())
+
+    kept = Path(events(caplog, "checkpoint_damaged")[0]["quarantined_to"])
+    reason = json.loads((kept / "reason.json").read_text())
+
+    assert committed(root) == [1]
+    assert (kept / "manifest.json").exists()
+    assert reason["step"] == 2
+    assert "does not match its hash" in reason["damage"][0]["problem"]
+
+
+def test_where_all_are_damaged_training_starts_anew_and_nothing_is_deleted(root, trained, fresh, caplog):
+    save_steps(root, *trained, 1, 2, 3)
+    for step in (1, 2, 3):
+        flip_last_bit(shard_of(root, step))
+    model, optimizer = fresh(1)
+    before = copy.deepcopy(model.state_dict())
+
+    state = CheckpointManager(root).load_latest(model, optimizer)
+
+    assert state["step"] == 0
+    assert [damage.step for damage in state.damaged] == [3, 2, 1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert len(names_in(root / "quarantine")) == 3
+    assert sum("NO GOOD CHECKPOINT IS LEFT" in record.message for record in caplog.records) == 3
+
+
+def test_a_checkpoint_that_does_not_fit_names_both_shapes_and_changes_nothing(root, trained):
+    save_steps(root, *trained, 1)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 9))
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = copy.deepcopy(model.state_dict())
+
+    with pytest.raises(CheckpointMismatchError, match=r"'2\.weight' has the shape \[9, 5\], but \[2, 5\]"):
+        CheckpointManager(root).load_latest(model, optimizer)
+
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not optimizer.state
+    assert committed(root) == [1]
+
+
+def test_a_background_failure_is_raised_by_the_next_save_and_a_later_one_works(root, trained, caplog, file_size_limit):
+    model, optimizer = trained
+    manager = CheckpointManager(root)
+    manager.save(model=model, optimizer=optimizer, step=1)
+    manager.wait()
+
+    with file_size_limit(100):
+        manager.save(model=model, optimizer=optimizer, step=2)
+        with pytest.raises(CheckpointWriteError, match="step 2 could not be written"):
+            manager.save(model=model, optimizer=optimizer, step=3)
+    assert manager.load_latest(model, optimizer)["step"] == 1
+    manager.save(model=model, optimizer=optimizer, step=4)
+    manager.close()
+
+    assert [event["step"] for event in events(caplog, "checkpoint_save_failed")] == [2]
+    assert committed(root) == [1, 4]
+
+
+@pytest.mark.parametrize("call", ["wait", "close"])
+def test_a_background_failure_is_raised_once_by(root, trained, call, file_size_limit):
+    manager = CheckpointManager(root)
+    with file_size_limit(100):
+        manager.save(model=trained[0], step=1)
+        with pytest.raises(CheckpointWriteError, match="File too large"):
+            getattr(manager, call)()
+
+    manager.wait()
+    manager.save(model=trained[0], step=2)
+    manager.close()
+    assert committed(root) == [2]
+
+
+def test_without_asynchronous_the_checkpoint_is_there_when_save_returns(root, trained, caplog, file_size_limit):
+    manager = CheckpointManager(root, asynchronous=False)
+
+    manager.save(model=trained[0], step=1)
+    assert committed(root) == [1]
+    [saved] = events(caplog, "checkpoint_saved")
+    assert saved["stall_seconds"] == saved["duration_seconds"]
+
+    with file_size_limit(100), pytest.raises(CheckpointWriteError):
+        manager.save(model=trained[0], step=2)
+
+
+def test_events_carry_the_facts(root, trained, fresh, caplog):
+    save_steps(root, *trained, 5)
+    CheckpointManager(root).load_latest(*fresh())
+
+    [saved], [loaded] = events(caplog, "checkpoint_saved"), events(caplog, "checkpoint_loaded")
+    assert saved["step"] == loaded["step"] == 5
+    assert saved["path"] == loaded["path"] == str(root / "step-00000005")
+    assert saved["size_bytes"] == shard_of(root, 5).stat().st_size
+    assert 0 <= saved["stall_seconds"] <= saved["duration_seconds"]
+
+
+def test_a_script_that_fails_shows_its_own_error_and_keeps_the_save_before_it(root, trained):
+    def fail_after_a_save() -> None:
+        with CheckpointManager(root) as manager:
+            manager.save(model=trained[0], step=1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_a_save()
+
+    assert committed(root) == [1]
+
+
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_start(root, trained, fresh):
+    save_steps(root, *trained, 1)
+    leftover = root / ".incomplete-step-00000002-dead"
+    leftover.mkdir()
+    (leftover / "save.lock").touch()
+
+    assert CheckpointManager(root).load_latest(*fresh())["step"] == 1
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"keep_last_n": 0}, {"best_mode": "least"}, {"checkpoint_dir": None}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_arguments_that_cannot_work_are_refused_at_once(root, arguments):
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        CheckpointManager(**{"checkpoint_dir": root, **arguments})
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "/proc/none/checkpoints"])
+def test_a_directory_that_cannot_be_is_refused_before_training(tmp_path, path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(CheckpointWriteError, match="cannot be a checkpoint directory"):
+        CheckpointManager(tmp_path / path)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"step": -1}, "step"), ({"step": 1, "metrics": {"a": "b"}}, "a")])
+def test_a_step_or_metric_that_is_no_number_is_refused_and_training_may_go_on(root, trained, arguments, message):
+    manager = CheckpointManager(root)
+
+    with pytest.raises(ConfigError, match=message):
+        manager.save(model=trained[0], **arguments)
+
+    manager.save(model=trained[0], step=2)
+    manager.close()
+    assert committed(root) == [2]
+
+
+def test_sparse_tensors_are_refused_by_name_and_training_may_go_on(root, trained):
+    with CheckpointManager(root) as manager:
+        with pytest.raises(CheckpointWriteError, match=r"'extra\.mask'"):
+            manager.save(model=trained[0], step=1, mask=torch.eye(3).to_sparse())
+        manager.save(model=trained[0], step=2)
+
+    assert committed(root) == [2]
+
+
+def test_closing_twice_is_no_error_and_the_manager_can_be_used_again(root, trained):
+    manager = CheckpointManager(root)
+    manager.save(model=trained[0], step=1)
+    manager.close()
+    manager.close()
+    manager.save(model=trained[0], step=2)
+    manager.close()
+
+    assert committed(root) == [1, 2]
+
+
+def test_there_is_no_pickle_in_a_checkpoint(root, trained):
+    save_steps(root, *trained, 1)
+
+    suffixes = {path.suffix for path in (root / "step-00000001").iterdir()}
+    assert suffixes == {".json", ".safetensors"}
