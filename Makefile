@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit lint format services demo-kills clean
+.PHONY: help setup demo test unit gpu lint format services demo-kills clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,6 +35,9 @@ test: setup services lint ## Everything that CI runs
 
 unit: setup ## The tests that take under a minute
 	@$(BIN)/python -m pytest tests/unit
+
+gpu: setup ## The tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu
 
 lint: setup ## Style, types, layers
 	@$(BIN)/ruff check --quiet
