@@ -1,4 +1,4 @@
-"""What holds for every test: no service test is ever skipped, randomness has a printed seed, the duration is told."""
+"""What holds for every test: no service test is skipped, no event leaks, seeds are printed, the duration is told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Generator
 
 import pytest
 
+from production_ml.core.structured_logging import subscribe, unsubscribe
+
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
@@ -16,6 +18,13 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
     seed = int(os.environ.get("PRODUCTION_ML_TEST_SEED", random.SystemRandom().randrange(10**9)))
     print(f"PRODUCTION_ML_TEST_SEED={seed} for {request.node.name}")
     return random.Random(seed)
+
+
+@pytest.fixture(autouse=True)
+def _no_early_events() -> None:
+    """What other tests logged while nobody listened must not reach this test's monitor."""
+    subscribe(drain := [].append)
+    unsubscribe(drain)
 
 
 @pytest.hookimpl(wrapper=True)

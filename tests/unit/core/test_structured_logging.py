@@ -30,14 +30,7 @@ logger = logging.getLogger("production_ml.test")
 
 
 @pytest.fixture
-def no_early_events() -> None:
-    """What other tests logged while nobody listened has gone to somebody else."""
-    subscribe(drain := [].append)
-    unsubscribe(drain)
-
-
-@pytest.fixture
-def json_log(tmp_path: Path, no_early_events: None) -> Iterator[JsonLog]:
+def json_log(tmp_path: Path) -> Iterator[JsonLog]:
     log = JsonLog(tmp_path / "rank-00003.jsonl")
     subscribe(log.receive)
     LIBRARY_LOGGER.addHandler(log)
@@ -50,7 +43,7 @@ def json_log(tmp_path: Path, no_early_events: None) -> Iterator[JsonLog]:
 
 
 @pytest.fixture
-def received(no_early_events: None) -> Iterator[list[Event]]:
+def received() -> Iterator[list[Event]]:
     """What a receiver that came before the test has got."""
     events: list[Event] = []
     subscribe(events.append)
