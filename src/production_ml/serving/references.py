@@ -66,7 +66,8 @@ def resolve(reference: str, tracking_uri: str | None = None) -> ModelVersion:
         MissingDependencyError: A registry reference, and MLflow is not installed.
     """
     if _is_path(reference):
-        package = open_package(Path(reference))
+        # The directory itself: a link such as `current` may be moved on between the check of the files and their use.
+        package = open_package(Path(reference).resolve())
         return ModelVersion(package=package, version=package.content_hash[:_HASH_LETTERS])
     # Not before it is needed: the registry brings MLflow, which takes seconds to import.
     from production_ml.mlops.model_registry import ModelRegistry

@@ -66,3 +66,15 @@ def test_a_damaged_package_is_not_resolved(tmp_path):
 
     with pytest.raises(DamagedFileError, match="does not match its hash"):
         resolve(str(package.directory))
+
+
+def test_a_link_that_moves_on_does_not_move_what_was_verified(tmp_path):
+    package = fake_package(tmp_path / "release-1")
+    fake_package(tmp_path / "release-2")
+    (tmp_path / "current").symlink_to("release-1")
+
+    found = resolve(str(tmp_path / "current"))
+    (tmp_path / "next").symlink_to("release-2")
+    (tmp_path / "next").rename(tmp_path / "current")
+
+    assert found.package.directory == package.directory.resolve()
