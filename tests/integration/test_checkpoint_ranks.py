@@ -142,7 +142,7 @@ def test_fsdp2_to_plain_to_fsdp2_keeps_every_bit_and_ranks_fall_back_together(ra
     assert_same(safetensors.torch.load_file(tmp_path / "plain-loaded.safetensors"), before)
     trained = safetensors.torch.load_file(tmp_path / "plain-trained.safetensors")
     for name, tensor in state_of(model, optimizer).items():
-        # BatchNorm takes away what a bias before it adds: its gradient is rounding noise, which Adam blows up to a step.
+        # BatchNorm takes away what a bias before it adds: its gradient is noise, which Adam blows up to a step.
         if name != "0.bias":
             torch.testing.assert_close(trained[name], tensor, msg=lambda difference, name=name: f"{name}: {difference}")
 

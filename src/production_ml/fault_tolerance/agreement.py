@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, _get_d
 
 from production_ml.core.distributed_env import DistributedEnv
 from production_ml.core.errors import ConfigError
+from production_ml.fault_tolerance.farewell import await_native_threads
 
 _PREFIX: Final = "production_ml/agreement"
 
@@ -82,6 +84,8 @@ _boards: list[_Board] = []
 def _board() -> _Board:
     """The default group's; a group that was made anew has a new one."""
     group = _get_default_group()
+    if not _boards:
+        atexit.register(await_native_threads)
     if not _boards or _boards[0].group is not group:
         _boards[:] = [_Board(group)]
     return _boards[0]
