@@ -51,6 +51,9 @@ def commands(document: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+WITH_COMMANDS = [document for document in DOCUMENTS if commands(document)]
+
+
 @pytest.fixture
 def run_script(tmp_path):
     """Run Python source in a directory of its own, as a user would."""
@@ -122,7 +125,7 @@ def test_the_quick_start_s_torchrun_command_trains_the_example_on_one_host(tmp_p
     assert last_steps == {0: 59, 1: 59, 2: 59, 3: 59}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("document", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_in_a_document_exists(document):
     makefile = (ROOT / "Makefile").read_text()
     for command in commands(document):
@@ -162,3 +165,16 @@ def test_every_link_between_documents_leads_somewhere(document):
 def test_the_readme_s_python_runs(run_script):
     for block in blocks(ROOT / "README.md", "python"):
         run_script(USERS_SCRIPT + block)
+
+
+def test_the_readme_s_commands_run(tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    typed = [shlex.split(line) for line in commands(ROOT / "README.md") if line.startswith("production-ml")]
+
+    for program, *words in typed:
+        done = subprocess.run(
+            [BIN / program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert typed

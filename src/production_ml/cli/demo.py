@@ -47,10 +47,11 @@ def demo(
     from production_ml.demo.display import open_display
     from production_ml.demo.story import Story
     from production_ml.demo.workspace import Workspace
+    from production_ml.monitoring.run_directory import new_run_id
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=as_json)
-    workspace = Workspace(directory.absolute(), time.strftime("%Y%m%d-%H%M%S"))
+    workspace = Workspace(directory.absolute(), new_run_id())
     began = time.monotonic()
     workspace.create()
     with Children(workspace.path) as children:
@@ -65,6 +66,7 @@ def demo(
             if keep_serving:
                 console.print(f"Serving at [bold]{story.url}[/] until Ctrl-C.")
                 story.server.process.wait()
+                story.server.require_success()
         except KeyboardInterrupt:
             console.print(f"Interrupted; every process of the demo is being ended. What there is lies in {directory}.")
             raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -171,6 +171,7 @@ class Story:
         for reason in judged.verdict.reasons:
             self._display.fact(f"gate: {reason}")
         self.outcome.figures[f"{plan.model}_accuracy"] = accuracy
+        self.outcome.figures[f"{plan.model}_content_hash"] = evaluation.package.content_hash
         return judged
 
     def _register(self, plan: Plan, log: RunLog, judged: Judged) -> None:
