@@ -238,6 +238,40 @@ def test_under_a_launcher_closed_workers_do_not_end_the_exporter_and_a_killed_la
     assert exporters(run) == []
 
 
+def test_a_network_disk_that_fails_for_a_while_does_not_end_the_exporter(run, start):
+    worker = start()
+    url = worker.read()
+    worker.say(0.5)
+    await_scrape(url, "train_loss{")
+    exporter = endpoint_of(run)
+    away = run.path / "elsewhere"
+    run.log_directory.rename(away)
+    run.log_directory.symlink_to("x" * 300)  # every look at it raises an OSError
+    output = run.exporter_output(NODE)
+    deadline = time.monotonic() + 30
+    while "cannot be looked at, 2 time(s)" not in output.read_text():
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.05)
+    run.log_directory.unlink()
+    away.rename(run.log_directory)
+    worker.say(0.25)
+
+    await_losses(url, {"0": 0.25})
+
+    assert endpoint_of(run) == exporter
+
+
+def test_a_cell_that_is_run_again_leaves_one_exporter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monitors = [TrainingMonitor("shop", "exp-001", 0) for _ in range(3)]
+
+    for monitor in monitors[:2]:
+        await_end(RunDirectory(monitor.run_dir))
+    assert len(exporters(RunDirectory(monitors[2].run_dir))) == 1
+    monitors[2].close()
+    await_end(RunDirectory(monitors[2].run_dir))
+
+
 def test_alone_the_exporter_ends_with_the_script_even_by_sigkill(run, start):
     worker = start()
     await_scrape(worker.read(), "run_events_total")
@@ -340,6 +374,7 @@ def test_an_exporter_whose_starter_was_killed_before_it_told_the_others_makes_wa
     second.say(5.0)
 
     await_losses(url, {"0": 5.0})
+    psutil.wait_procs([process for process in psutil.process_iter() if process.pid == untold], timeout=30)
 
     assert endpoint_of(run).pid != untold
     assert exporters(run) == [endpoint_of(run).pid]

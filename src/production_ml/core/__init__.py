@@ -1,1 +1,1 @@
-"""What every room stands on: errors, plug-ins, the clock, the launcher's environment, settings, structured logs."""
+"""What every room stands on: errors, plug-ins, the clock, the launcher's environment, redaction, structured logs."""

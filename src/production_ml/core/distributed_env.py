@@ -11,6 +11,8 @@ from production_ml.core.errors import ConfigError
 RUN_DIR_VARIABLE = "PRODUCTION_ML_RUN_DIR"
 ATTEMPT_VARIABLE = "PRODUCTION_ML_ATTEMPT"
 OWNER_VARIABLE = "PRODUCTION_ML_OWNER_PID"
+_TASKS_OF_STEP = "SLURM_STEP_NUM_TASKS"
+_SRUN_VARIABLES = frozenset({"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", _TASKS_OF_STEP})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +35,7 @@ class DistributedEnv:
         Raises:
             ConfigError: A variable that should be a number is not one.
         """
-        variables = os.environ if environ is None else environ
+        variables = _without_batch_script(os.environ if environ is None else environ)
 
         def number(*names: str, default: int = 0) -> int:
             for name in names:
@@ -45,11 +47,18 @@ class DistributedEnv:
         return cls(
             rank=number("RANK", "SLURM_PROCID"),
             local_rank=number("LOCAL_RANK", "SLURM_LOCALID"),
-            world_size=number("WORLD_SIZE", "SLURM_NTASKS", default=1),
+            world_size=number("WORLD_SIZE", _TASKS_OF_STEP, default=1),
             node_rank=number("GROUP_RANK", "SLURM_NODEID"),
             attempt=number(ATTEMPT_VARIABLE, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"),
             owner_pid=number(OWNER_VARIABLE, default=os.getppid() if launched else os.getpid()),
         )
+
+
+def _without_batch_script(environ: Mapping[str, str]) -> Mapping[str, str]:
+    # A batch script is told that it is rank 0, and how many tasks srun may start; what it runs without srun is alone.
+    if _TASKS_OF_STEP in environ:
+        return environ
+    return {name: value for name, value in environ.items() if name not in _SRUN_VARIABLES}
 
 
 def _parse(name: str, text: str) -> int:

@@ -7,15 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 REDACTED = "***"
-_SECRET_KEY = re.compile(
-    r"(^|[_\-.])(token|password|passwd|secret|(api|access|private)[_-]?key|credential)s?$", re.IGNORECASE
+_NAME = r"(?:token|authorization|(?:password|passwd|secret|(?:api|access|private)[_-]?key|credential)s?)"
+_SECRET_KEY = re.compile(rf"(?:^|[_\-.]){_NAME}$", re.IGNORECASE)
+# All of it: a token stands as often before the colon (https://TOKEN@…, https://TOKEN:x-oauth-basic@…) as after it.
+_USERINFO = re.compile(r"""(://)[^/\s"'<>]*@""")
+# `key` and signatures are secrets in a query (Google, S3 and Azure URLs) but not as names of settings.
+_ASSIGNED = re.compile(
+    rf"""((?:(?<![A-Za-z0-9]){_NAME}|[?&](?:key|sig|(?:x-(?:amz|goog)-)?signature))=)"""
+    r"""(?:"[^"]*"|'[^']*'|[^\s&#"'<>]+)""",
+    re.IGNORECASE,
 )
-_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 
 
 def is_secret(key: str) -> bool:
     """Whether a setting of that name is likely to hold a secret (`wandb_api_key`, `password`; not `max_tokens`)."""
-    return _SECRET_KEY.search(key) is not None and not key.lower().endswith("tokens")
+    return _SECRET_KEY.search(key) is not None
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,20 +29,26 @@ def redact(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: REDACTED if is_secret(str(key)) else _redact_value(value) for key, value in config.items()}
 
 
+def redact_text(text: str) -> str:
+    """`text` without the secrets in its URLs (`https://x@host`, `?token=x`), and without any `password=x`."""
+    return _ASSIGNED.sub(rf"\1{REDACTED}", _USERINFO.sub(rf"\1{REDACTED}@", text))
+
+
 def redact_command(words: Sequence[str]) -> list[str]:
-    """A copy of a command line without secrets: `--api-key=x`, `--api-key x`, `postgresql://user:x@host`."""
+    """A copy of a command line without secrets: `--api-key=x`, `--api-key x`, `+db.password=x`, `https://x@host`."""
     shown: list[str] = []
     follows_secret = False
     for word in words:
         option, equals, _ = word.partition("=")
-        names_secret = word.startswith("-") and is_secret(option)
+        names_secret = is_secret(option.lstrip("-+"))
         if follows_secret and not word.startswith("-"):
             shown.append(REDACTED)
         elif names_secret and equals:
-            shown.append(f"{option}={REDACTED}")
+            # The whole word, spaces too; what stands before the sign may be a URL with a secret of its own.
+            shown.append(f"{redact_text(option)}={REDACTED}")
         else:
-            shown.append(_redact_value(word))
-        follows_secret = names_secret and not equals
+            shown.append(redact_text(word))
+        follows_secret = names_secret and not equals and word.startswith("-")
     return shown
 
 
@@ -44,7 +56,7 @@ def _redact_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return redact(value)
     if isinstance(value, str):
-        return _URL_PASSWORD.sub(rf"\1{REDACTED}@", value)
+        return redact_text(value)
     if isinstance(value, list | tuple):
         return [_redact_value(item) for item in value]
     return value

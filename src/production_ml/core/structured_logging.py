@@ -112,7 +112,7 @@ def json_safe(value: Any) -> Any:
 class JsonLog(logging.Handler):
     """A file of JSON lines: one per event that it receives, and one per plain message of the library's loggers.
 
-    A line that the disk does not take is counted and left out, since a log is never worth a training run.
+    A line that the disk does not take is left out, since a log is never worth a training run; closing tells how many.
 
     Args:
         path: Where to append; several processes may append to one file.
@@ -123,9 +123,10 @@ class JsonLog(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.INFO)
+        self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._ends_torn = not _ends_with_newline(self._descriptor)
-        self.lost_lines = 0
+        self._lost_lines = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if hasattr(record, "event"):  # it came through `receive` already, whatever the loggers' levels are
@@ -149,20 +150,25 @@ class JsonLog(logging.Handler):
             if self._descriptor >= 0:
                 os.close(self._descriptor)
             self._descriptor = -1
+            lost, self._lost_lines = self._lost_lines, 0
         finally:
             self.release()
         super().close()
+        if lost:
+            LIBRARY_LOGGER.warning("%s: %d lines found no room on the disk; they are lost.", self._path, lost)
 
     def _append(self, line: str) -> None:
+        if self._descriptor < 0:
+            return
         # What a process was killed in the middle of, or a full disk cut off, must not swallow the next line.
         data = (("\n" if self._ends_torn else "") + line + "\n").encode()
         try:
             written = os.write(self._descriptor, data)
         except OSError:
-            self.lost_lines += 1
+            self._lost_lines += 1
             return
         self._ends_torn = written < len(data)
-        self.lost_lines += self._ends_torn
+        self._lost_lines += self._ends_torn
 
 
 def _ends_with_newline(descriptor: int) -> bool:

@@ -133,10 +133,10 @@ class Story:
         )
         log = train(CHAMPION_PLAN, self._workspace, self._children, self._display, kill)
         recovery = check_recovery(log, kill, CHAMPION_PLAN)
-        down_seconds = recovery.down_seconds or 0.0
+        down = "unknown (the clock was set back)" if recovery.down_seconds is None else f"{recovery.down_seconds:.2f} s"
         self._display.fact(
             f"resumed from the checkpoint of step {recovery.resumed_from_step}: {recovery.steps_redone} steps redone, "
-            f"{down_seconds:.2f} s from the failure to the next step"
+            f"{down} from the failure to the next step"
         )
         self._display.fact(f"finished at step {CHAMPION_PLAN.steps} in both workers")
         self.outcome.figures |= {

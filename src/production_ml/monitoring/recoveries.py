@@ -27,7 +27,6 @@ class Attempt:
     """The first step logged; None where it logged no metrics."""
     last_step: int | None
     first_metrics_at: float | None
-    last_metrics_at: float | None
     world_size: int
 
 
@@ -66,8 +65,13 @@ class Recovery:
 
     @property
     def down_seconds(self) -> float | None:
-        """From the failure to the first metrics of the new attempt; None where there are none (yet)."""
-        return None if self.recovered_at is None else max(0.0, self.recovered_at - self.failure.failed_at)
+        """From the failure to the first metrics of the new attempt.
+
+        None where there are none (yet), or where they seem to be older: the wall clock was set back in between.
+        """
+        if self.recovered_at is None or self.recovered_at < self.failure.failed_at:
+            return None
+        return self.recovered_at - self.failure.failed_at
 
 
 def attempts(log: RunLog) -> tuple[Attempt, ...]:
@@ -126,7 +130,6 @@ def _attempt(records: list[SourcedRecord], number: int, start: EventRecord | Non
         first_step=min(_step_of_each_rank(reversed(metrics)), default=None),
         last_step=max(_step_of_each_rank(metrics), default=None),
         first_metrics_at=min(metric_times, default=None),
-        last_metrics_at=max(metric_times, default=None),
         world_size=told_size or max((sourced.source.world_size for sourced in records), default=1),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.distributed_env import RUN_DIR_VARIABLE, DistributedEnv
 from production_ml.core.errors import InputFileError, RunDirectoryError
-from production_ml.storage.names import check_name
+from production_ml.storage.names import check_name, safe_name
 
 RUNS_ROOT_VARIABLE = "PRODUCTION_ML_RUNS"
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -170,11 +169,11 @@ def shared_run_id(environ: Mapping[str, str], env: DistributedEnv) -> str:
     """
     launcher_id = environ.get("TORCHELASTIC_RUN_ID", "none")
     if launcher_id != "none":
-        return _as_name(launcher_id)
+        return safe_name(launcher_id)
     if env.owner_pid != os.getpid():
-        return _as_name(f"{socket.gethostname()}-{env.owner_pid}-{process_start(env.owner_pid)}")
+        return safe_name(f"{socket.gethostname()}-{env.owner_pid}-{process_start(env.owner_pid)}")
     if "SLURM_STEP_ID" in environ and "SLURM_JOB_ID" in environ:
-        return _as_name(f"slurm-{environ['SLURM_JOB_ID']}-{environ['SLURM_STEP_ID']}")
+        return safe_name(f"slurm-{environ['SLURM_JOB_ID']}-{environ['SLURM_STEP_ID']}")
     return new_run_id()
 
 
@@ -191,8 +190,3 @@ def process_start(pid: int) -> int:
     # The command name, in parentheses, may hold anything; what follows it is the third field, the state.
     state, *fields = stat.rpartition(")")[2].split()
     return 0 if state in ("Z", "X") else int(fields[18])
-
-
-def _as_name(text: str) -> str:
-    """`text` in the letters that a directory's name may have."""
-    return re.sub(r"[^A-Za-z0-9._\-]", "-", text).lstrip("._-")[:100] or "run"

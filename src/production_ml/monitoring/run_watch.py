@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 
 from production_ml.monitoring.run_directory import RunDirectory, process_start
@@ -9,6 +10,8 @@ from production_ml.monitoring.run_log import EventRecord, RunLogFollower, Source
 
 CLOSED_EVENT = "monitor_closed"
 _PIECE_BYTES = 8 << 20
+_LOOKS_UNTIL_GONE = 10
+_logger = logging.getLogger(__name__)
 
 
 class RunWatch:
@@ -29,18 +32,37 @@ class RunWatch:
         self._first_owners = set() if owner_pid is None else {(owner_pid, owner_start)}
         self._follower = RunLogFollower(run)
         self._closed: set[Source] = set()
+        self._looks_without_directory = 0
+        self.failures = 0
 
     def is_over(self) -> bool:
-        """Everything that wrote to the run on this node is done, or the run directory is gone."""
-        if not self._run.log_directory.exists():
+        """Everything that wrote to the run on this node is done, or the run directory is gone for good.
+
+        A network disk that answers with an error for a while, or that for a moment knows no such directory, ends no
+        run: the processes are judged by what was read before.
+        """
+        try:
+            self._read_on()
+        except OSError as problem:
+            self.failures += 1
+            if self.failures.bit_count() == 1:  # the 1st, 2nd, 4th, …: an outage of weeks must not fill the disk
+                text = "%s cannot be looked at, %d time(s) by now (%s). The run goes on as far as is known."
+                _logger.warning(text, self._run.log_directory, self.failures, problem.strerror)
+        if self._looks_without_directory >= _LOOKS_UNTIL_GONE:
             return True
+        here = {source for source in self._follower.sources() if source.node == self._node}
+        owners = self._first_owners | {(source.owner_pid, source.owner_start) for source in here}
+        return bool(owners) and all(self._has_ended(*owner, here) for owner in owners)
+
+    def _read_on(self) -> None:
+        if not self._run.log_directory.exists():
+            self._looks_without_directory += 1
+            return
+        self._looks_without_directory = 0
         while records := self._follower.poll(_PIECE_BYTES):
             for sourced in records:
                 if isinstance(sourced.record, EventRecord) and sourced.record.name == CLOSED_EVENT:
                     self._closed.add(sourced.source)
-        here = {source for source in self._follower.sources() if source.node == self._node}
-        owners = self._first_owners | {(source.owner_pid, source.owner_start) for source in here}
-        return bool(owners) and all(self._has_ended(*owner, here) for owner in owners)
 
     def _has_ended(self, pid: int, start: int, here: set[Source]) -> bool:
         if start == 0 or process_start(pid) != start:

@@ -5,32 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import socket
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakValueDictionary, finalize
 
-from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.distributed_env import DistributedEnv
-from production_ml.core.errors import RunDirectoryError
 from production_ml.core.redaction import redact, redact_command
-from production_ml.core.structured_logging import (
-    CONTEXT,
-    LIBRARY_LOGGER,
-    Event,
-    JsonLog,
-    subscribe,
-    tell_people,
-    unsubscribe,
-)
+from production_ml.core.structured_logging import CONTEXT, tell_people
 from production_ml.monitoring.exporter.start import check_address, ensure_exporter
-from production_ml.monitoring.run_directory import RunIdentity, choose_run_directory, process_start, shared_run_id
-from production_ml.monitoring.run_log import EventRecord, RunLogWriter, Source
-from production_ml.monitoring.run_watch import CLOSED_EVENT
+from production_ml.monitoring.rank_record import RankRecord
+from production_ml.monitoring.run_directory import RunIdentity, choose_run_directory, shared_run_id
 from production_ml.monitoring.sinks import ON_EVERY_NODE, SINKS
 
 AlertLevel = Literal["info", "warning", "error"]
@@ -38,6 +26,8 @@ _LEVELS: dict[str, int] = {"info": logging.INFO, "warning": logging.WARNING, "er
 # What float() raises: Python and numpy the first three, torch for a tensor of many elements also the last.
 _NO_NUMBER = (TypeError, ValueError, OverflowError, RuntimeError)
 _logger = logging.getLogger(__name__)
+_Asked = tuple[int, str, str, str | None, str]
+_monitors: WeakValueDictionary[_Asked, TrainingMonitor] = WeakValueDictionary()
 
 
 class TrainingMonitor:
@@ -45,6 +35,9 @@ class TrainingMonitor:
 
     Each rank makes its own monitor; together they write one run. The first one on a node starts the exporter process,
     which serves Prometheus and feeds the other sinks from the log.
+
+    A monitor that nothing refers to any more is closed. So is one whose cell is run again in a notebook: a process has
+    one monitor for a project, experiment, `run_id` and `run_dir`, and a new one closes the one before it.
 
     Args:
         project: What the runs belong to. Names a directory.
@@ -82,11 +75,13 @@ class TrainingMonitor:
         self._run = choose_run_directory(wish, run_dir=run_dir, environ=os.environ)
         self._run.create()
         self.identity = self._run.claim(wish)
-        self._step: int | None = None
         self._refused: set[str] = set()
-        self._is_closed = False
-        self._open_logs(env)
-        self._note("run_started" if env.attempt == 0 else "run_restarted", **_environment(config or {}))
+        asked = (os.getpid(), project, experiment, run_id, str(run_dir))
+        _close_earlier(asked)
+        self._record = RankRecord(self._run, env)
+        _monitors[asked] = self
+        finalize(self, self._record.close).atexit = False  # a script that ends without closing says nothing of it
+        self._record.note("run_started" if env.attempt == 0 else "run_restarted", **_environment(config or {}))
         wanted = tuple(sink for sink in sinks if env.node_rank == 0 or sink in ON_EVERY_NODE)
         self.metrics_url: str | None = None
         if metrics_port is not None and wanted:
@@ -111,34 +106,29 @@ class TrainingMonitor:
             metrics: Name to value.
             step: The step they belong to; without it `metrics["train/step"]`, else one more than the last.
         """
-        if self._is_closed:
+        if self._record.is_closed:
             self._refuse("log() after close()", "the monitor is closed, so metrics are lost from now on. Close it last")
             return
-        step = CONTEXT.step = self._step = self._choose_step(step, metrics)
+        step = CONTEXT.step = self._record.step = self._choose_step(step, metrics)
         names = tuple(metrics)
         try:
             values = tuple([_number(value) for value in metrics.values()])
         except _NO_NUMBER:
             names, values = self._numbers_only(metrics)
-        self._writer.metrics(step, names, values)
+        self._record.metrics(step, names, values)
 
     def alert(self, title: str, text: str = "", level: AlertLevel = "warning") -> None:
-        """Record something that a person should know of, now."""
-        event = self._note("alert", text, _LEVELS[level], title=title)
+        """Record something that a person should know of, now; a level that is none counts as an error."""
+        known = _LEVELS.get(str(level))
+        if known is None:
+            levels = ", ".join(_LEVELS)
+            self._refuse("level", f"alert level = {_shown(level)} is none of {levels}; such alerts are taken as errors")
+        event = self._record.note("alert", text, known or logging.ERROR, title=title)
         tell_people(_logger, replace(event, message=f"{title}: {text}" if text else title))
 
     def close(self) -> None:
         """End this rank's part of the run. What is logged later is left out, with one warning."""
-        if self._is_closed:
-            return
-        self._note(CLOSED_EVENT)
-        self._is_closed = True
-        unsubscribe(self._receive)
-        LIBRARY_LOGGER.removeHandler(self._json_log)
-        if sys.excepthook == self._on_uncaught:
-            sys.excepthook = self._former_hook
-        self._writer.close()
-        self._json_log.close()
+        self._record.close()
 
     def __enter__(self) -> TrainingMonitor:
         return self
@@ -148,44 +138,8 @@ class TrainingMonitor:
     ) -> None:
         # sys.exit() is no failure of the script; the launcher sees its code.
         if kind is not None and error is not None and not isinstance(error, SystemExit):
-            self._note_exception(kind, error, trace)
+            self._record.note_exception(kind, error, trace)
         self.close()
-
-    def _open_logs(self, env: DistributedEnv) -> None:
-        role = f"rank-{env.rank:05d}"
-        self._writer = RunLogWriter(lambda: self._run.run_log(role, env.attempt), _source(env))
-        try:
-            self._json_log = JsonLog(self._run.structured_log(role))
-        except OSError as problem:
-            raise RunDirectoryError(self._run.path, f"logs cannot be written ({problem.strerror})") from problem
-        CONTEXT.rank, CONTEXT.attempt, CONTEXT.step = env.rank, env.attempt, None
-        subscribe(self._receive)
-        LIBRARY_LOGGER.addHandler(self._json_log)
-        self._former_hook = sys.excepthook
-        sys.excepthook = self._on_uncaught
-
-    def _receive(self, event: Event) -> None:
-        if self._is_closed:
-            return
-        facts = {"step": self._step, **event.fields}
-        step = facts.pop("step")
-        record = EventRecord(event.name, event.wall_seconds, step, event.level_name, event.message, facts)
-        self._writer.append(record)
-        self._json_log.receive(event)
-
-    def _note(self, name: str, message: str = "", level: int = logging.INFO, **fields: Any) -> Event:
-        """An event of this monitor alone; `log_event` would tell all monitors of the process."""
-        event = Event(name, level, message, fields, SYSTEM_CLOCK.wall_seconds())
-        self._receive(event)
-        return event
-
-    def _on_uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        self._note_exception(kind, error, trace)
-        self._former_hook(kind, error, trace)
-
-    def _note_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        text = "".join(traceback.format_exception(kind, error, trace))
-        self._note("exception", f"{kind.__name__}: {error}", logging.ERROR, traceback=text)
 
     def _choose_step(self, given: Any, metrics: Mapping[str, Any]) -> int:
         """The step as an int64; what cannot be one is refused like a metric, and the steps are counted on."""
@@ -199,7 +153,7 @@ class TrainingMonitor:
                 if -(1 << 63) <= step < 1 << 63:
                     return step
             self._refuse("step", f"step = {_shown(wished)} is no whole number; steps are counted on from the last one")
-        return 0 if self._step is None else self._step + 1
+        return 0 if self._record.step is None else self._record.step + 1
 
     def _numbers_only(self, metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
         numbers: dict[str, float] = {}
@@ -217,7 +171,15 @@ class TrainingMonitor:
     def _refuse(self, name: str, problem: str) -> None:
         if name not in self._refused:
             self._refused.add(name)
-            tell_people(_logger, self._note("metric_rejected", f"{problem}.", logging.WARNING, metric=name))
+            tell_people(_logger, self._record.note("metric_rejected", f"{problem}.", logging.WARNING, metric=name))
+
+
+def _close_earlier(asked: _Asked) -> None:
+    """Close the monitor for which this process asked with the same words: nobody means it any more."""
+    earlier = _monitors.get(asked)
+    if earlier is not None and not earlier._record.is_closed:
+        _logger.info("%s: its monitor is closed, since the same script makes it again.", earlier.run_dir)
+        earlier.close()
 
 
 def _number(value: Any) -> float:
@@ -235,20 +197,6 @@ def _number(value: Any) -> float:
 
 def _shown(value: object) -> str:
     return f"{repr(value)[:200]} ({type(value).__name__})"
-
-
-def _source(env: DistributedEnv) -> Source:
-    return Source(
-        role="rank",
-        rank=env.rank,
-        world_size=env.world_size,
-        attempt=env.attempt,
-        node=socket.gethostname(),
-        pid=os.getpid(),
-        owner_pid=env.owner_pid,
-        owner_start=process_start(env.owner_pid),
-        started_at=SYSTEM_CLOCK.wall_seconds(),
-    )
 
 
 def _environment(config: Mapping[str, Any]) -> dict[str, Any]:

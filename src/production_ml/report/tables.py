@@ -98,7 +98,7 @@ def _failure_row(number: int, failure: Failure, story: RunStory) -> list[Cell]:
     ]
     if recovery is None:
         return [*cells, "not recovered", numbers.UNKNOWN, numbers.UNKNOWN, failure.reason]
-    down = numbers.seconds(recovery.down_seconds) if recovery.down_seconds is not None else "no step made"
+    down = "no step made" if recovery.recovered_at is None else numbers.seconds(recovery.down_seconds)
     return [*cells, down, _resumed_from(recovery), numbers.count(recovery.steps_redone), failure.reason]
 
 

@@ -179,6 +179,8 @@ def _label_pixels(story: RunStory) -> int:
 def _failure_label(failure: Failure, story: RunStory) -> str:
     """Two short lines rather than a long one, for the sake of phones."""
     recovery = story.recovery_from(failure)
-    down = recovery.down_seconds if recovery is not None else None
-    back = "not recovered" if down is None else f"back in {numbers.seconds(down)}"
+    if recovery is None or recovery.recovered_at is None:
+        back = "not recovered"
+    else:
+        back = f"back in {numbers.seconds(recovery.down_seconds)}"
     return f"<b>{chart_text(failure_name(failure))}</b>, {failed_worker(failure)}<br>{back}"

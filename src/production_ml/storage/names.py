@@ -9,6 +9,11 @@ from production_ml.core.errors import ConfigError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
+def safe_name(text: str) -> str:
+    """`text` as a name that `check_name` takes: other letters are replaced, and what is too long is cut off."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip("_.-")[:100] or "run"
+
+
 def check_name(field: str, name: str) -> str:
     """`name` itself, where it can be one.
 

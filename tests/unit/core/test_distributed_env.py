@@ -36,10 +36,26 @@ def test_our_launcher_says_attempt_and_owner_itself():
 
 
 def test_srun_is_understood_and_torchrun_goes_before_it():
-    slurm = {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4", "SLURM_NODEID": "1"}
+    slurm = {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NODEID": "1"}
 
     assert DistributedEnv.read(slurm) == DistributedEnv(rank=1, world_size=4, node_rank=1, owner_pid=os.getpid())
     assert DistributedEnv.read({**slurm, **TORCHRUN}).rank == 5
+
+
+def test_a_script_that_a_batch_script_runs_without_srun_is_alone_however_many_tasks_there_could_be():
+    batch = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+    assert DistributedEnv.read({**batch, "SLURM_RESTART_COUNT": "1"}) == DistributedEnv(
+        attempt=1, owner_pid=os.getpid()
+    )
+
+
+def test_a_step_counts_by_its_own_tasks_and_not_by_the_allocations():
+    step = {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+
+    env = DistributedEnv.read(step)
+
+    assert (env.rank, env.local_rank, env.world_size) == (1, 1, 2)
 
 
 def test_a_variable_that_is_no_number_is_named():

@@ -160,27 +160,31 @@ def test_a_line_cut_off_by_a_kill_does_not_swallow_the_next(tmp_path):
     ]
 
 
-def test_a_full_disk_costs_lines_and_never_an_exception(tmp_path):
+def test_a_full_disk_costs_lines_that_closing_tells_once_and_never_an_exception(tmp_path, caplog):
     log = JsonLog(tmp_path / "rank-00003.jsonl")
     with no_room_beyond(1000):
         for number in range(50):
             log.receive(Event("event", logging.INFO, "", {"number": number}, 0.0))
     log.receive(Event("event", logging.INFO, "", {"number": 50}, 0.0))
     log.close()
+    log.close()
 
     whole = [line for line in (tmp_path / "rank-00003.jsonl").read_text().splitlines() if line.endswith("}")]
     assert json.loads(whole[-1])["number"] == 50
-    assert len(whole) + log.lost_lines == 51
+    (message,) = caplog.messages
+    assert f"rank-00003.jsonl: {51 - len(whole)} lines found no room" in message
 
 
-def test_a_closed_log_takes_nothing_and_minds_nothing(tmp_path):
+def test_a_closed_log_takes_nothing_and_minds_nothing(tmp_path, caplog):
     log = JsonLog(tmp_path / "rank-00003.jsonl")
     log.close()
     log.close()
 
     log.receive(Event("late", logging.INFO, "", {}, 0.0))
+    log.close()
 
     assert (tmp_path / "rank-00003.jsonl").read_text() == ""
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_a_run_without_failure_has_one_attempt_and_nothing_to_recover_from(run):
 
     assert (attempt.first_step, attempt.last_step, attempt.world_size) == (0, 4, 2)
     assert (attempt.started_at, attempt.ended_at) == (START, START + 6)
-    assert (attempt.first_metrics_at, attempt.last_metrics_at) == (START + 1, START + 5)
+    assert attempt.first_metrics_at == START + 1
     assert recoveries(read(run)) == ()
     assert failures(read(run)) == ()
 
@@ -190,6 +190,17 @@ def test_a_restart_that_has_made_no_step_yet_is_shown_as_not_recovered(run):
     (recovery,) = recoveries(read(run))
 
     assert (recovery.first_step_after, recovery.recovered_at, recovery.down_seconds) == (None, None, None)
+
+
+def test_a_wall_clock_that_was_set_back_makes_the_down_time_unknown_and_not_zero(run):
+    train(run, 3600, range(3))
+    kill(run, 3603, attempt=0)
+    train(run, 5, range(2, 4), attempt=1)
+
+    (recovery,) = recoveries(read(run))
+
+    assert recovery.down_seconds is None
+    assert (recovery.recovered_at, recovery.first_step_after) == (START + 5, 2)
 
 
 def test_ranks_that_interleave_count_by_the_farthest_step_before_and_the_nearest_after(run):

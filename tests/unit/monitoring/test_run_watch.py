@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -36,6 +37,17 @@ def writer(run: RunDirectory) -> Iterator[Callable[[Source], RunLogWriter]]:
     yield make
     for made in writers:
         made.close()
+
+
+@contextmanager
+def failing_disk(run: RunDirectory) -> Iterator[None]:
+    """Every look at the log directory raises an OSError: its name leads to one that is too long."""
+    away = run.path / "elsewhere"
+    run.log_directory.rename(away)
+    run.log_directory.symlink_to("x" * 300)
+    yield
+    run.log_directory.unlink()
+    away.rename(run.log_directory)
 
 
 def owned_by(source: Source, process: subprocess.Popen[bytes], **facts: object) -> Source:
@@ -123,4 +135,41 @@ def test_a_run_whose_directory_was_deleted_is_over(run, source, writer):
     before = watch.is_over()
     shutil.rmtree(run.path)
 
-    assert (before, watch.is_over()) == (False, True)
+    assert not before
+    assert [watch.is_over() for _ in range(10)] == [False] * 9 + [True]
+
+
+def test_a_directory_that_a_network_disk_does_not_know_for_a_moment_ends_nothing(run, source, writer):
+    writer(source).event("run_started")
+    watch = RunWatch(run, "h1")
+    for _ in range(3):
+        run.log_directory.rename(run.path / "elsewhere")
+        away = [watch.is_over() for _ in range(9)]
+        (run.path / "elsewhere").rename(run.log_directory)
+
+        assert [*away, watch.is_over()] == [False] * 10
+
+
+def test_a_disk_that_answers_with_errors_ends_nothing_and_is_read_again_when_it_is_well(run, source, writer, caplog):
+    log = writer(source)
+    log.event("run_started")
+    watch = RunWatch(run, "h1")
+    with failing_disk(run):
+        failing = [watch.is_over() for _ in range(20)]
+        log.event(CLOSED_EVENT)
+        failing.append(watch.is_over())
+
+    assert failing == [False] * 21
+    assert watch.failures == 21
+    assert len([message for message in caplog.messages if "cannot be looked at" in message]) == 5
+    assert watch.is_over()
+
+
+def test_an_owner_that_ends_while_the_disk_fails_ends_the_run(run, source, writer, launcher):
+    writer(owned_by(source, launcher)).event("run_started")
+    watch = RunWatch(run, "h1")
+    before = watch.is_over()
+    with failing_disk(run):
+        launcher.communicate()
+
+        assert (before, watch.is_over()) == (False, True)

@@ -38,8 +38,12 @@ class Many:
         raise RuntimeError("a Tensor with 10 elements cannot be converted to Scalar")
 
 
-def monitor(run_dir: Path, **options: object) -> TrainingMonitor:
+def monitor(run_dir: Path | None, **options: object) -> TrainingMonitor:
     return TrainingMonitor("shop", "exp-001", None, run_dir=run_dir, **options)
+
+
+def is_closed(m: TrainingMonitor) -> bool:
+    return event_names(m.run_dir)[-1] == "monitor_closed"
 
 
 def logged(run_dir: Path) -> list[tuple[int, dict[str, float]]]:
@@ -133,6 +137,19 @@ def test_an_alert_reaches_the_log_the_structured_log_and_people(tmp_path, caplog
     assert any('"alert"' in line for line in (tmp_path / "logs" / "rank-00000.jsonl").read_text().splitlines())
 
 
+def test_an_alert_of_an_unknown_level_is_recorded_as_an_error_and_named_once(tmp_path, caplog):
+    with monitor(tmp_path) as m:
+        m.alert("loss exploded", "it is 1e9", level="critical")
+        m.alert("loss exploded again", level=["critical"])
+
+    alerts = [event for _, event in RunLog.open(tmp_path).events("alert")]
+    assert [(alert.level, alert.fields["title"]) for alert in alerts] == [
+        ("error", "loss exploded"),
+        ("error", "loss exploded again"),
+    ]
+    assert len([message for message in caplog.messages if "'critical' (str) is none of info, warning" in message]) == 1
+
+
 def test_every_line_of_the_structured_log_has_rank_attempt_and_step(tmp_path, monkeypatch):
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "PRODUCTION_ML_ATTEMPT": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -222,11 +239,15 @@ def test_a_deliberate_exit_is_no_exception(tmp_path):
     assert event_names(tmp_path)[-1] == "monitor_closed"
 
 
-def test_an_uncaught_exception_without_a_block_is_recorded_and_still_shown(tmp_path):
+@pytest.mark.parametrize("indent", ["", "    "], ids=["in the script", "in a function"])
+def test_an_uncaught_exception_without_a_block_is_recorded_and_still_shown(tmp_path, indent):
     code = f"""
 from production_ml.monitoring import TrainingMonitor
-monitor = TrainingMonitor("shop", "exp-001", None, run_dir={str(tmp_path)!r})
-raise ValueError("boom")
+def main():
+    pass
+{indent}monitor = TrainingMonitor("shop", "exp-001", None, run_dir={str(tmp_path)!r})
+{indent}raise ValueError("boom")
+main()
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
@@ -249,6 +270,47 @@ def test_after_close_nothing_is_recorded_and_late_metrics_cost_one_warning(tmp_p
     assert event_names(tmp_path)[-1] == "monitor_closed"
     assert logged(tmp_path) == []
     assert len([message for message in caplog.messages if "the monitor is closed" in message]) == 1
+
+
+def test_a_cell_that_is_run_again_closes_the_monitor_it_made_before(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    hook = sys.excepthook
+    made = []
+    for number in range(3):
+        made.append(monitor(None))  # something may still refer to the earlier ones, as a notebook's Out does
+        made[-1].log({"loss": float(number)})
+
+    assert [is_closed(m) for m in made] == [True, True, False]
+    assert len([message for message in caplog.messages if "its monitor is closed" in message]) == 2
+    made[-1].close()
+    assert is_closed(made[-1])
+    assert sys.excepthook == hook
+
+
+def test_a_monitor_that_nothing_refers_to_any_more_is_closed(tmp_path):
+    hook = sys.excepthook
+    monitor(tmp_path).log({"loss": 1.0})
+    log_event(logging.getLogger("production_ml.checkpoints"), "checkpoint_saved")
+
+    assert event_names(tmp_path)[-1] == "monitor_closed"
+    assert sys.excepthook == hook
+
+
+def test_runs_that_differ_are_monitored_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trials = [monitor(None, run_id=f"trial-{number}") for number in range(3)]
+
+    assert [is_closed(m) for m in trials] == [False, False, False]
+    for m in trials:
+        m.close()
+
+
+def test_a_monitor_that_cannot_be_made_closes_no_other(tmp_path):
+    with monitor(tmp_path) as m:
+        with pytest.raises(ConfigError):
+            monitor(tmp_path, sinks=("nothing",))
+
+        assert not is_closed(m)
 
 
 def test_two_monitors_of_one_process_may_be_closed_in_any_order(tmp_path, monkeypatch, capsys):

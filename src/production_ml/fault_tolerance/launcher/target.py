@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.machinery
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 
 from production_ml.core.errors import ConfigError, InputFileError
+from production_ml.storage.names import safe_name
 
 _MEANING = "Nothing was started."
 
@@ -58,8 +58,3 @@ def check_program(program: str) -> None:
 def run_name(target: str, *, is_module: bool) -> str:
     """A name for runs of this target: `train` for `src/train.py`, `shop.train` for that module."""
     return safe_name(target if is_module else Path(target).stem)
-
-
-def safe_name(text: str) -> str:
-    """`text` with all that may not stand in a directory's name replaced."""
-    return re.sub(r"[^A-Za-z0-9._\-]", "-", text).lstrip("._-") or "run"

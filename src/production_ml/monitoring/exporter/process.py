@@ -122,7 +122,8 @@ def make_way(run: RunDirectory, watch: RunWatch, server: MetricsServer | None, s
             return False
         own = read_endpoint(run, socket.gethostname())
         if own is not None and own.pid == os.getpid():
-            run.exporter_endpoint(socket.gethostname()).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a file that stays behind misleads nobody: this process is not alive
+                run.exporter_endpoint(socket.gethostname()).unlink(missing_ok=True)
         if server is not None:
             server.close()
     return True
