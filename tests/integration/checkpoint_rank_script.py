@@ -17,9 +17,11 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed import fake_pg  # noqa: F401 - makes the backend "fake" known
 
 from production_ml.core.errors import CheckpointError, ProductionMLError
 from production_ml.fault_tolerance import CheckpointManager
@@ -77,7 +79,7 @@ def write_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) 
 def problem_of(call) -> str:
     try:
         call()
-    except ProductionMLError as error:
+    except (ProductionMLError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -153,6 +155,68 @@ def fsdp_load(root: Path) -> dict[str, object]:
     return {"step": state["step"], "damaged": [item.to_dict() for item in state.damaged], "mismatch": mismatch}
 
 
+class Odd:
+    """An extra that fails in one of its methods, on rank 1 alone."""
+
+    def __init__(self, failing: str) -> None:
+        self._failing = failing if RANK == 1 else ""
+
+    def state_dict(self) -> dict[str, object]:
+        self._fail_in("state_dict")
+        return {"count": 1}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self._fail_in("load_state_dict")
+
+    def _fail_in(self, method: str) -> None:
+        if method == self._failing:
+            raise KeyError("gone")
+
+
+def one_fails(root: Path) -> dict[str, object]:
+    """What goes wrong on rank 1 alone, in every call; the script catches it each time and goes on."""
+    model, _ = plain(0)
+    manager = CheckpointManager(root / "one-fails")
+    manager.save(model=model, step=1, odd=Odd(""))
+    save_fails = problem_of(lambda: manager.save(model=model, step=2, odd=Odd("state_dict")))
+    plan_fails = problem_of(lambda: manager.load_latest(model, odd=Odd("state_dict")))
+    apply_fails = problem_of(lambda: manager.load_latest(model, odd=Odd("load_state_dict")))
+
+    calls = [lambda: manager.save(model=model, step=3), lambda: manager.load_latest(model)]
+    apart = [problem_of(calls[RANK]), problem_of(calls[1 - RANK])]
+    elsewhere = CheckpointManager(root / "one-fails" if RANK == 0 else root / "elsewhere")
+    blind = problem_of(lambda: elsewhere.load_latest(model))
+
+    manager.save(model=model, step=4)
+    manager.close()
+    return {
+        "save_fails": save_fails,
+        "plan_fails": plan_fails,
+        "apply_fails": apply_fails,
+        "apart": apart,
+        "blind": blind,
+        "left": names_in(root / "one-fails"),
+        "step": manager.load_latest(model)["step"],
+    }
+
+
+def new_groups(root: Path) -> dict[str, object]:
+    """The process group is made anew, and the ranks meet in the same store as before, as under a launcher."""
+    model, _ = plain(0)
+    manager = CheckpointManager(root / "new-groups", keep_last_n=20)
+    store = _get_default_store()
+    step = 0
+    for _ in range(3):
+        for _ in range(3):
+            step += 1
+            manager.save(model=model, step=step)
+        manager.wait()
+        dist.destroy_process_group()
+        # Not gloo: its own keys of the group before are still in the store, and now and then it waits for them in vain.
+        dist.init_process_group("fake", store=store, rank=RANK, world_size=WORLD_SIZE)
+    return {"left": names_in(root / "new-groups")}
+
+
 def die_mid_save(root: Path) -> dict[str, object]:
     """Rank 1 is killed while it writes; rank 0 waits for it as long as it lives."""
     model, optimizer = sharded(0)
@@ -172,7 +236,14 @@ def die_mid_save(root: Path) -> dict[str, object]:
 def main() -> None:
     scenario, root = sys.argv[1], Path(sys.argv[2])
     dist.init_process_group("gloo")
-    scenarios = {"ddp": ddp, "fsdp-save": fsdp_save, "fsdp-load": fsdp_load, "die-mid-save": die_mid_save}
+    scenarios = {
+        "ddp": ddp,
+        "fsdp-save": fsdp_save,
+        "fsdp-load": fsdp_load,
+        "one-fails": one_fails,
+        "new-groups": new_groups,
+        "die-mid-save": die_mid_save,
+    }
     try:
         found = scenarios[scenario](root)
     except CheckpointError as error:

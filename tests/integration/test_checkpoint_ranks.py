@@ -157,6 +157,31 @@ def test_a_checkpoint_of_two_ranks_loads_into_one_fsdp2_rank_and_back(ranks, tmp
         CheckpointManager(tmp_path / "fsdp").load_latest(*plain(0, width=9))
 
 
+def test_what_goes_wrong_on_one_rank_is_raised_on_all_and_the_next_save_works(ranks, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    other, odd = ranks("one-fails")
+
+    assert [odd["save_fails"], odd["plan_fails"]] == ["KeyError: 'gone'"] * 2
+    assert "Rank 1 cannot save: KeyError('gone')" in other["save_fails"]
+    assert other["plan_fails"] == "CheckpointError: rank 1: KeyError('gone')"
+    # An extra that refuses its state is told of by all ranks: none trains on alone.
+    assert odd["apply_fails"].startswith("CheckpointMismatchError: 'odd' does not take the state")
+    assert other["apply_fails"].startswith("CheckpointMismatchError: rank 1: 'odd' does not take the state")
+    # One rank's message of a save is never taken for its answer to a load.
+    for found in (other, odd):
+        assert "different calls: rank 0 in save, rank 1 in load_latest" in found["apart"][0]
+        assert "different calls: rank 0 in load_latest, rank 1 in save" in found["apart"][1]
+        assert "rank 0 lists this checkpoint, but rank 1 does not see it" in found["blind"]
+        assert found["left"] == ["step-00000001", "step-00000004"]
+        assert found["step"] == 4
+
+
+def test_a_process_group_that_is_made_anew_hears_nothing_of_the_one_before(ranks):
+    found = ranks("new-groups")
+
+    assert found[0]["left"] == found[1]["left"] == [f"step-{step:08d}" for step in range(1, 10)]
+
+
 def test_a_script_that_ends_without_close_still_gets_its_last_checkpoint(tmp_path):
     script = (
         "import sys, torch; from production_ml.fault_tolerance import CheckpointManager;"

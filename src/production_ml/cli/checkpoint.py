@@ -36,7 +36,9 @@ def list_checkpoints(directory: Directory, as_json: AsJson = False) -> None:
     Example: production-ml checkpoint list checkpoints
     """
     opened = _open(directory)
-    rows = [_describe(opened, step) for step in opened.steps()]
+    described = [_describe(opened, step) for step in opened.steps()]
+    # What a running training removed meanwhile is not damaged.
+    rows = [row for row in described if row["problem"] is None or opened.identity(row["step"]) is not None]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -60,10 +62,9 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
 
     Example: production-ml checkpoint verify checkpoints
     """
-    from production_ml.fault_tolerance.checkpoint_format import verify_checkpoint
+    from production_ml.fault_tolerance.checkpoint_format import verify_all
 
-    opened = _open(directory)
-    damage = {step: list(verify_checkpoint(opened, step)) for step in opened.steps()}
+    damage = verify_all(_open(directory))
     if as_json:
         listed: list[dict[str, Any]] = [
             {"step": step, "sound": not found, "damage": [item.to_dict() for item in found]}

@@ -18,13 +18,14 @@ from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration, plan_restoration
 from production_ml.fault_tolerance.loading.damage_report import describe
-from production_ml.fault_tolerance.loading.newest_good import Search, search
+from production_ml.fault_tolerance.loading.newest_good import Search, apply_on_all, search
 from production_ml.fault_tolerance.retention import KeepBest, KeepLast, Pruning
 from production_ml.fault_tolerance.saving.draft import SaveDraft, SaveInputs, agree, draft_save
-from production_ml.fault_tolerance.saving.order import write_error
+from production_ml.fault_tolerance.saving.order import SaveOrder, write_error
 from production_ml.fault_tolerance.saving.save_in_flight import SaveInFlight
 from production_ml.fault_tolerance.saving.staging import StagingMemory
 
@@ -107,30 +108,37 @@ class CheckpointManager:
             CheckpointWriteError: This save cannot be made, on this rank or another, or the one before it failed in the
                 background; then this one was not tried. The newest committed checkpoint is unchanged either way, and a
                 later save may work.
+            CheckpointError: Another rank does not save at all, but loads.
             ConfigError: A step or metric is not a number, or an extra has a name that is taken.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         rank, world_size = rank_and_world_size()
-        inputs = SaveInputs(model, optimizer, step, metrics or {}, extra_state)
         draft: SaveDraft | None = None
         problem: Exception | None = None
         try:
             self.wait()
             self._clear_leftovers(rank)
+            inputs = SaveInputs(model, optimizer, step, metrics or {}, extra_state)
             draft = draft_save(self._directory, self._memory, inputs, rank=rank, world_size=world_size)
         except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
             problem = error
         order = agree(draft, problem)
-        if rank == 0:
+        self._carry_out(order, draft.lock if draft else None, started_seconds)
+
+    def _carry_out(self, order: SaveOrder, lock: SaveLock | None, started_seconds: float) -> None:
+        if order.rank == 0:
             self._warn_of_missing_metric(order.metrics)
         stall_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
 
         def on_commit(manifest: Manifest) -> None:
-            self._pruning.prune(just_committed=manifest.step)
-            duration_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
-            self._report_saved(manifest, duration_seconds, stall_seconds if self._asynchronous else duration_seconds)
+            try:
+                self._pruning.prune(just_committed=manifest.step)
+            finally:
+                duration_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
+                stall = stall_seconds if self._asynchronous else duration_seconds
+                self._report_saved(manifest, duration_seconds, stall)
 
-        self._in_flight = SaveInFlight(order, lock=draft.lock if draft else None, on_commit=on_commit)
+        self._in_flight = SaveInFlight(order, lock=lock, on_commit=on_commit)
         if self._asynchronous:
             self._in_flight.start()
         else:
@@ -154,16 +162,17 @@ class CheckpointManager:
             state where it is not among `extra`.
 
         Raises:
-            CheckpointMismatchError: The checkpoint does not fit; the message names the parameter and both shapes.
-                Model and optimizer are unchanged.
-            CheckpointError: The checkpoint cannot be read for a reason that is not damage, such as missing rights.
+            CheckpointMismatchError: The checkpoint does not fit, on this rank or another; the message names the
+                parameter and both shapes. Model and optimizer are unchanged, but where an extra of another rank refused
+                its state: then theirs is loaded here already.
+            CheckpointError: The checkpoint cannot be read for a reason that is not damage, such as missing rights, or
+                another rank does not load at all, but saves.
             ConfigError: An extra is not an object whose state can be loaded.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         if self._in_flight is not None:
             self._in_flight.join()
         rank, world_size = rank_and_world_size()
-        self._clear_leftovers(rank)
 
         def plan(manifest: Manifest) -> Restoration:
             return plan_restoration(manifest, model, optimizer, extra)
@@ -175,7 +184,7 @@ class CheckpointManager:
         if found.newest_good is None:
             return ResumeState({"step": 0, "metrics": {}}, damaged)
         manifest = found.newest_good.manifest
-        extras = found.newest_good.restoration.apply(found.newest_good.tensors)
+        extras = apply_on_all(found.newest_good)
         if rank == 0:
             self._report_loaded(manifest.step, SYSTEM_CLOCK.monotonic_seconds() - started_seconds)
         return ResumeState({"step": manifest.step, "metrics": dict(manifest.metrics), **extras}, damaged)
@@ -222,7 +231,7 @@ class CheckpointManager:
             _LOG.debug("a save failed while the script was failing", exc_info=True)
 
     def _clear_leftovers(self, rank: int) -> None:
-        """Once, and by rank 0 alone: two that delete the same files would trip over each other."""
+        """Once, before a save, as a reader has no say in it; by rank 0 alone, for two would trip over each other."""
         if rank == 0 and not self._leftovers_are_cleared:
             self._directory.remove_leftovers()
             self._leftovers_are_cleared = True

@@ -81,7 +81,11 @@ class Pruning:
 
     def prune(self, *, just_committed: int) -> None:
         """Remove what no policy wants. That some of it stays is worth a warning, not a failed save."""
-        checkpoints = self._directory.infos()
+        try:
+            checkpoints = self._directory.infos()
+        except OSError as problem:
+            _LOG.warning("%s: cannot be listed, nothing was pruned (%s)", self._directory.path, problem.strerror)
+            return
         self._warn_of_newer(just_committed, max((checkpoint.step for checkpoint in checkpoints), default=0))
         for step in sorted(steps_to_remove(checkpoints, self._policies) - {just_committed}):
             try:

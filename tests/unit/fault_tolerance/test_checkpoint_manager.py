@@ -12,6 +12,7 @@ from torch import nn
 
 from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance import CheckpointManager
+from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES, as_bytes
 
 
@@ -304,14 +305,25 @@ def test_a_script_that_fails_shows_its_own_error_and_keeps_the_save_before_it(ro
     assert committed(root) == [1]
 
 
-def test_leftovers_of_a_killed_save_are_removed_by_the_next_start(root, trained, fresh):
+def test_leftovers_of_a_killed_save_are_removed_by_the_next_save_and_not_by_a_reader(root, trained, fresh):
     save_steps(root, *trained, 1)
     leftover = root / ".incomplete-step-00000002-dead"
     leftover.mkdir()
-    (leftover / "save.lock").touch()
+    SaveLock(leftover).release()
 
     assert CheckpointManager(root).load_latest(*fresh())["step"] == 1
-    assert not leftover.exists()
+    assert leftover.exists()  # a mere reader has no say in what is dead
+
+    save_steps(root, *trained, 2)
+    assert names_in(root) == ["step-00000001", "step-00000002"]
+
+
+def test_loading_puts_a_checkpoint_back_whose_replacement_was_interrupted(root, trained, fresh):
+    save_steps(root, *trained, 1)
+    (root / "step-00000001").rename(root / ".replaced-step-00000001-dead")
+
+    assert CheckpointManager(root).load_latest(*fresh())["step"] == 1
+    assert names_in(root) == ["step-00000001"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from production_ml.core.errors import ConfigError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
 from production_ml.fault_tolerance.retention import KeepBest, KeepLast, Pruning, steps_to_remove
 from production_ml.fault_tolerance.saving.commit import carry_out
 from production_ml.fault_tolerance.saving.patience import Patience
@@ -104,3 +104,15 @@ def test_a_checkpoint_whose_manifest_is_damaged_is_neither_counted_nor_deleted(d
     Pruning(directory, [KeepLast(n=1)]).prune(just_committed=3)
 
     assert directory.steps() == [1, 3]
+
+
+def test_a_directory_that_cannot_be_listed_fails_no_save(directory, caplog):
+    class Unlistable(CheckpointDirectory):
+        """A file server that stumbles just then."""
+
+        def steps(self) -> list[int]:
+            raise OSError(116, "Stale file handle")
+
+    Pruning(Unlistable(directory.path), [KeepLast(n=1)]).prune(just_committed=3)
+
+    assert "nothing was pruned (Stale file handle)" in caplog.text

@@ -2,7 +2,7 @@
 
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry, Manifest, TensorEntry
-from production_ml.fault_tolerance.checkpoint_format.verification import Damage, verify_checkpoint
+from production_ml.fault_tolerance.checkpoint_format.verification import Damage, verify_all, verify_checkpoint
 
 __all__ = [
     "CheckpointDirectory",
@@ -12,5 +12,6 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "TensorEntry",
+    "verify_all",
     "verify_checkpoint",
 ]

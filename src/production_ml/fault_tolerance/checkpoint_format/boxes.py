@@ -16,10 +16,6 @@ class Box:
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
 
-    @property
-    def is_empty(self) -> bool:
-        return 0 in self.shape
-
     def slices_within(self, outer: Box) -> tuple[slice, ...]:
         """Index of this box in a tensor that holds `outer`."""
         return tuple(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,10 +19,10 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     encode_manifest,
     read_manifest,
 )
+from production_ml.fault_tolerance.checkpoint_format.save_lock import LOCK_FILE, SaveLock, is_dead, is_held
 from production_ml.storage.durable import fsync_directory, write_durably
 
 QUARANTINE: Final = "quarantine"
-LOCK_FILE: Final = "save.lock"
 _COMMITTED: Final = re.compile(r"step-(\d{8,})")
 _INCOMPLETE: Final = ".incomplete-"
 _REPLACED: Final = ".replaced-"
@@ -39,22 +37,6 @@ class CheckpointInfo:
     metrics: Mapping[str, float]
     created_at: float
     size_bytes: int = 0
-
-
-class SaveLock:
-    """Held by rank 0 while a save is under way: the kernel lets go of it when the process dies, however it dies."""
-
-    def __init__(self, written: Path) -> None:
-        self._descriptor = os.open(written / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        # On a file system without locks no save can be told dead, and leftovers stay: better than losing a live one.
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def release(self) -> None:
-        """Let go. Unlocked on purpose, not by closing alone: a forked worker may hold a copy of the descriptor."""
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
 
 
 class CheckpointDirectory:
@@ -94,6 +76,14 @@ class CheckpointDirectory:
             CheckpointError: It cannot be read for another reason, such as a newer format.
         """
         return read_manifest(self.committed(step) / MANIFEST_FILE, step=step)
+
+    def identity(self, step: int) -> tuple[int, int] | None:
+        """What tells the checkpoint of `step` from another that takes its name later; None where there is none."""
+        try:
+            status = self.committed(step).lstat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def infos(self) -> list[CheckpointInfo]:
         """The checkpoints whose manifests are sound, oldest first. Each manifest is read once and then remembered."""
@@ -158,41 +148,33 @@ class CheckpointDirectory:
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def remove_leftovers(self) -> None:
-        """Clear away what interrupted saves and removals left behind; saves of living processes are not touched."""
+    def put_back_replaced(self) -> None:
+        """Put every checkpoint back whose successor never came, for a crash came between the two renames.
+
+        Loading does this too. Where locks are known to one host alone, it may come between the renames of a living save
+        of another: that save fails then, and nothing is lost.
+        """
         for replaced in self.path.glob(f"{_REPLACED}*"):
-            self._settle_replaced(replaced)
-        for leftover in self.path.glob(f"{_INCOMPLETE}*"):
-            if not _is_live(leftover):
-                shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in self.path.glob(f"{_REMOVED}*"):
+            written = self.path / replaced.name.replace(_REPLACED, _INCOMPLETE)
+            if not _original(replaced).exists() and not is_held(written):
+                # On a file system that became read-only there is still a checkpoint to load.
+                with contextlib.suppress(OSError):
+                    replaced.rename(_original(replaced))
+
+    def remove_leftovers(self) -> None:
+        """Clear away what interrupted saves and removals left behind; saves that may be alive are not touched.
+
+        It is for those who save: a mere reader has no say in what is dead.
+        """
+        self.put_back_replaced()
+        leftovers = [path for path in self.path.glob(f"{_INCOMPLETE}*") if is_dead(path)]
+        leftovers += [path for path in self.path.glob(f"{_REPLACED}*") if _original(path).exists()]
+        for leftover in (*leftovers, *self.path.glob(f"{_REMOVED}*")):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _settle_replaced(self, replaced: Path) -> None:
-        """Put a checkpoint back whose successor never came; delete it where the successor is there."""
-        if _is_live(self.path / replaced.name.replace(_REPLACED, _INCOMPLETE)):
-            return
-        original = self.path / replaced.name.removeprefix(_REPLACED).rpartition("-")[0]
-        if original.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            return
-        # On a file system that became read-only there is still a checkpoint to load.
-        with contextlib.suppress(OSError):
-            replaced.rename(original)
 
-
-def _is_live(written: Path) -> bool:
-    try:
-        descriptor = os.open(written / LOCK_FILE, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def _original(replaced: Path) -> Path:
+    return replaced.with_name(replaced.name.removeprefix(_REPLACED).rpartition("-")[0])
 
 
 def _info(manifest: Manifest) -> CheckpointInfo:

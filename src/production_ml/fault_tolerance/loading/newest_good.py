@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from production_ml.core.errors import (
-    CheckpointError,
-    CheckpointMismatchError,
-    DamagedCheckpointError,
-    ProductionMLError,
-)
+from production_ml.core.errors import CheckpointError, DamagedCheckpointError
 from production_ml.fault_tolerance.agreement import gather_json
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
+from production_ml.fault_tolerance.loading.answers import answer, found_damage, raise_problems
 from production_ml.fault_tolerance.loading.reading import read_boxes
 
 
@@ -56,74 +52,98 @@ def search(
         CheckpointError: The system refuses to read it.
     """
     damaged: dict[int, list[Damage]] = {}
-    # Rank 0's listing counts: the others may see an older one, and all have to try the same steps.
-    for step in reversed(_steps(directory, rank=rank)):
-        verified, problem = _try(directory, step, plan, rank=rank, world_size=world_size)
-        answers = gather_json(_answer(problem))
-        found = _found_damage(answers)
-        if found:
+    gone: set[int] = set()
+    # Listed anew each time: a training that runs beside this process commits, replaces and prunes.
+    while steps := [step for step in _steps(directory, rank=rank) if step not in damaged]:
+        step = steps[-1]
+        tried = _try(directory, step, plan, rank=rank, world_size=world_size)
+        answers = gather_json({**answer(tried.problem), "is_gone": tried.is_gone}, call=f"load_latest of step {step}")
+        if any(theirs["is_gone"] for theirs in answers):
+            _check_shared(directory, step, gone, [theirs["is_gone"] for theirs in answers])
+            gone.add(step)
+        elif found := found_damage(answers):
             damaged[step] = found
-        elif problem is not None:
-            raise problem
         else:
-            _raise_for_others(answers)
-            return Search(verified, damaged)
+            raise_problems(tried.problem, answers)
+            return Search(tried.verified, damaged)
     return Search(None, damaged)
 
 
+def apply_on_all(found: Verified) -> dict[str, Any]:
+    """Give every object its state; where one refuses, on whichever rank, all ranks raise.
+
+    Returns:
+        The extras by name.
+
+    Raises:
+        CheckpointMismatchError: An object refuses its state, on this rank or another.
+        CheckpointError: It went wrong otherwise on another rank.
+        Exception: It went wrong on this rank.
+    """
+    extras: dict[str, Any] = {}
+    problem: Exception | None = None
+    try:
+        extras = found.restoration.apply(found.tensors)
+    except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
+        problem = error
+    answers = gather_json(answer(problem), call=f"load_latest of step {found.manifest.step}, verified")
+    raise_problems(problem, answers)
+    return extras
+
+
 def _steps(directory: CheckpointDirectory, *, rank: int) -> list[int]:
+    """Rank 0's listing counts: the others may see an older one, and all have to try the same steps."""
     steps: list[int] = []
     problem = ""
     try:
-        steps = directory.steps() if rank == 0 else []
+        if rank == 0:
+            directory.put_back_replaced()
+            steps = directory.steps()
     except OSError as error:
         problem = f"{directory.path}: cannot be listed ({error.strerror})."
-    first = gather_json({"steps": steps, "problem": problem})[0]
+    except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
+        problem = f"{directory.path}: cannot be listed ({error!r})."
+    first = gather_json({"steps": steps, "problem": problem}, call="load_latest")[0]
     if first["problem"]:
         cure = "Give this user the right to read the checkpoint directory, then start again."
         raise CheckpointError(first["problem"], meaning="Nothing was loaded.", cure=cure)
     return list(first["steps"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    verified: Verified | None = None
+    problem: Exception | None = None
+    is_gone: bool = False
+    """It was removed or replaced while it was read, which is no damage."""
+
+
 def _try(
     directory: CheckpointDirectory, step: int, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int
-) -> tuple[Verified | None, ProductionMLError | None]:
+) -> _Tried:
     """Read a checkpoint, and keep what is wrong with it: the other ranks wait to hear of it before this one raises."""
-    path = directory.committed(step)
+    identity = directory.identity(step)
     try:
-        if rank != 0 and not path.is_dir():
-            # Not damage: quarantining what one node cannot see would take good checkpoints away.
-            raise CheckpointError(
-                f"{path}: rank 0 sees this checkpoint, but rank {rank} does not.",
-                meaning="Nothing was loaded.",
-                cure="The checkpoint_dir must be on a file system that all ranks share.",
-            )
         manifest = directory.manifest(step)
         restoration = plan(manifest)
-        return Verified(
-            manifest,
-            restoration,
-            read_boxes(path, manifest, restoration.boxes, rank=rank, world_size=world_size),
-        ), None
-    except ProductionMLError as problem:
-        return None, problem
+        path = directory.committed(step)
+        tensors = read_boxes(path, manifest, restoration.boxes, rank=rank, world_size=world_size)
+        return _Tried(Verified(manifest, restoration, tensors))
+    except DamagedCheckpointError as problem:
+        return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)
+    except Exception as problem:  # noqa: BLE001 - as in apply_on_all
+        return _Tried(problem=problem)
 
 
-def _answer(problem: ProductionMLError | None) -> dict[str, Any]:
-    if problem is None:
-        return {}
-    if isinstance(problem, DamagedCheckpointError):
-        return {"damage": Damage.of(problem).to_dict()}
-    return {"problem": str(problem), "is_mismatch": isinstance(problem, CheckpointMismatchError)}
+def _check_shared(directory: CheckpointDirectory, step: int, gone: set[int], is_gone: list[bool]) -> None:
+    """What one rank misses while rank 0 goes on listing it is not damaged: another node does not see it.
 
-
-def _found_damage(answers: Sequence[dict[str, Any]]) -> list[Damage]:
-    """Each damage once, though ranks that read the same bytes all report it."""
-    return list(dict.fromkeys(Damage(**answer["damage"]) for answer in answers if "damage" in answer))
-
-
-def _raise_for_others(answers: Sequence[dict[str, Any]]) -> None:
-    for rank, answer in enumerate(answers):
-        if "problem" in answer:
-            kind = CheckpointMismatchError if answer["is_mismatch"] else CheckpointError
-            raise kind(f"rank {rank}: {answer['problem']}")
+    To quarantine that would take good checkpoints away.
+    """
+    if step in gone:
+        blind = is_gone.index(True)
+        raise CheckpointError(
+            f"{directory.committed(step)}: rank 0 lists this checkpoint, but rank {blind} does not see it.",
+            meaning="Nothing was loaded.",
+            cure="The checkpoint_dir must be on a file system that all ranks share.",
+        )

@@ -17,17 +17,18 @@ from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, wri
 from production_ml.fault_tolerance.saving.parts import (
     Part,
     describe_part,
+    fresh_listing,
     merge_parts,
     part_name,
-    read_part,
+    read_parts,
     shard_name,
     write_failure,
     write_part,
 )
 from production_ml.fault_tolerance.saving.patience import Patience
 
-_LISTING_LAG_SECONDS: Final = 2.0
-"""Over NFS the old name may be seen to go before the new one is seen to come."""
+_LISTING_LAG_SECONDS: Final = 60.0
+"""Over NFS the old name may be seen to go long before the new one is seen to come. Only a failed save waits for it."""
 
 
 def carry_out(order: SaveOrder, patience: Patience) -> Manifest | None:
@@ -51,9 +52,7 @@ def carry_out(order: SaveOrder, patience: Patience) -> Manifest | None:
 
 def _lead(order: SaveOrder, patience: Patience) -> Manifest:
     try:
-        parts = [_write_shard(order)]
-        parts.extend(_await_part(order, rank, patience) for rank in range(1, order.world_size))
-        whole = merge_parts(parts)
+        whole = merge_parts([_write_shard(order), *_await_parts(order, patience)])
         for rank in range(1, order.world_size):
             (order.written / part_name(rank)).unlink()
         manifest = Manifest(
@@ -94,33 +93,45 @@ def _write_shard(order: SaveOrder) -> Part:
     return describe_part(order.rank, order.holdings, file, hashes)
 
 
-def _await_part(order: SaveOrder, rank: int, patience: Patience) -> Part:
-    while (part := read_part(order.written, rank)) is None:
-        if not patience.pause():
+def _await_parts(order: SaveOrder, patience: Patience) -> list[Part]:
+    """The other ranks' parts, in rank order."""
+    ranks = range(1, order.world_size)
+    found: dict[int, Part] = {}
+    while missing := [rank for rank in ranks if rank not in found]:
+        found |= read_parts(order.written, missing)
+        late = [rank for rank in missing if rank not in found]
+        if late and not patience.pause():
             raise CheckpointWriteError(
-                f"The checkpoint of step {order.step} was given up: rank {rank} did not write its shard in time.",
+                f"The checkpoint of step {order.step} was given up: rank {late[0]} did not write its shard in time.",
                 meaning=UNCHANGED,
-                cure=f"Look at what rank {rank} did last: it may have died, or its disk may hang.",
+                cure=f"Look at what rank {late[0]} did last: it may have died, or its disk may hang.",
             )
-    return part
+    return [found[rank] for rank in ranks]
 
 
 def _await_commit(order: SaveOrder, patience: Patience) -> None:
-    while order.written.exists():
+    while order.written.name in fresh_listing(order.directory.path):
         if not patience.pause():
             raise CheckpointWriteError(
                 f"The checkpoint of step {order.step} was not committed in time by rank 0.",
                 meaning=UNCHANGED,
                 cure="Look at what rank 0 did last: it may have died, or its disk may hang.",
             )
-    arrival = Patience(_LISTING_LAG_SECONDS)
-    while read_save_id(order.directory.committed(order.step) / MANIFEST_FILE) != order.save_id:
+    arrival = Patience(min(_LISTING_LAG_SECONDS, patience.timeout_seconds))
+    while not _is_committed(order):
         if not arrival.pause():
             raise CheckpointWriteError(
                 f"The checkpoint of step {order.step} was given up by rank 0.",
                 meaning=UNCHANGED,
                 cure="Rank 0's log says why (event checkpoint_save_failed).",
             )
+
+
+def _is_committed(order: SaveOrder) -> bool:
+    target = order.directory.committed(order.step)
+    if target.name not in fresh_listing(order.directory.path):
+        return False
+    return read_save_id(target / MANIFEST_FILE) == order.save_id
 
 
 def _reason(problem: BaseException) -> str:

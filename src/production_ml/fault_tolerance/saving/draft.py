@@ -14,8 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from production_ml.core.errors import CheckpointWriteError, ConfigError
-from production_ml.fault_tolerance.agreement import gather_json
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, SaveLock
+from production_ml.fault_tolerance.agreement import gather_json, told
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
 from production_ml.fault_tolerance.saving.save_in_flight import report_failure
@@ -98,16 +99,27 @@ def agree(draft: SaveDraft | None, problem: Exception | None) -> SaveOrder:
 
     Raises:
         CheckpointWriteError: Another rank cannot, or the ranks do not mean the same save.
+        CheckpointError: Another rank does not save at all, but loads.
         Exception: This rank's own `problem`.
     """
-    mine: dict[str, Any] = {"problem": str(problem or "unknown")}
-    if draft is not None and problem is None:
-        mine = {"step": draft.order.step, "save_id": draft.order.save_id, "fingerprint": draft.fingerprint}
-    answers = gather_json(mine)
-    refusal = _refusal(answers)
-    if problem is not None or refusal or draft is None:
+    try:
+        answers = gather_json(_answer(draft, problem), call="save")
+        return _agreed(draft, problem, answers)
+    except BaseException:
         if draft is not None:
             draft.abandon()
+        raise
+
+
+def _answer(draft: SaveDraft | None, problem: Exception | None) -> dict[str, Any]:
+    if draft is None or problem is not None:
+        return {"problem": told(problem) if problem else "unknown"}
+    return {"step": draft.order.step, "save_id": draft.order.save_id, "fingerprint": draft.fingerprint}
+
+
+def _agreed(draft: SaveDraft | None, problem: Exception | None, answers: list[dict[str, Any]]) -> SaveOrder:
+    refusal = _refusal(answers)
+    if problem is not None or refusal or draft is None:
         raise problem or CheckpointWriteError(refusal, meaning=UNCHANGED)
     return replace(draft.order, save_id=answers[0]["save_id"])
 

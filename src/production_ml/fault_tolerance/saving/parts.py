@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,28 @@ def write_failure(directory: Path, rank: int, problem: str) -> None:
     _write(directory, rank, {"problem": problem})
 
 
-def read_part(directory: Path, rank: int) -> Part | None:
-    """A rank's part; None until it is there.
+def read_parts(directory: Path, ranks: Iterable[int]) -> dict[int, Part]:
+    """The parts of those of `ranks` whose parts are there.
 
     Raises:
-        CheckpointWriteError: The rank said that its part will not come.
+        CheckpointWriteError: A rank said that its part will not come.
+        OSError: `directory` is gone, or cannot be read.
     """
-    try:
-        document = json.loads((directory / part_name(rank)).read_bytes())
-    except FileNotFoundError:
-        return None
+    listed = fresh_listing(directory)
+    return {rank: _read(directory, rank) for rank in ranks if part_name(rank) in listed}
+
+
+def fresh_listing(directory: Path) -> set[str]:
+    """The names in `directory` now.
+
+    Over NFS a file that is asked for by name before it is there is taken to be missing for 30 to 60 seconds more. To
+    open a directory asks the server.
+    """
+    return {entry.name for entry in directory.iterdir()}
+
+
+def _read(directory: Path, rank: int) -> Part:
+    document = json.loads((directory / part_name(rank)).read_bytes())
     if "problem" in document:
         raise CheckpointWriteError(f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED)
     files = {name: file_entry(entry) for name, entry in document["files"].items()}

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import log_event
-from production_ml.fault_tolerance.checkpoint_format.directory import SaveLock
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.saving.commit import carry_out
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS, Patience
@@ -44,10 +44,9 @@ class SaveInFlight:
 
     def run(self) -> None:
         """Work, and keep what came of it."""
+        manifest = None
         try:
             manifest = carry_out(self._order, self._patience)
-            if manifest is not None:
-                self._on_commit(manifest)
         except CheckpointWriteError as error:
             self.error = error
         except Exception as problem:  # noqa: BLE001 - a thread has nobody to raise to: the next save() raises it
@@ -60,6 +59,14 @@ class SaveInFlight:
                 self._lock.release()
         if self.error is not None:
             report_failure(self._order.step, self.error)
+        elif manifest is not None:
+            self._follow_up(manifest)
+
+    def _follow_up(self, manifest: Manifest) -> None:
+        try:
+            self._on_commit(manifest)
+        except Exception:  # noqa: BLE001 - the checkpoint is there: to call it failed would be wrong, whatever fails now
+            _LOG.exception("Step %d is committed, but what follows a commit (such as pruning) failed", manifest.step)
 
     def join(self) -> None:
         """Return when the work has ended, well or not."""

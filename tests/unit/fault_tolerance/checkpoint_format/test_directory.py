@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from production_ml.core.errors import DamagedCheckpointError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, SaveLock
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 
 
@@ -140,6 +140,46 @@ def test_a_process_that_was_killed_holds_no_lock(directory):
     assert not directory.incomplete(2, "other").exists()
 
 
+def test_a_save_of_another_host_is_not_removed_though_its_lock_is_not_known_here(directory):
+    directory.begin(2, "far").release()
+    (directory.incomplete(2, "far") / "save.lock").write_text("another-host 1\n")
+
+    directory.remove_leftovers()
+
+    assert directory.incomplete(2, "far").exists()
+
+
+def test_the_replacement_of_a_living_save_is_left_to_it(directory):
+    commit(directory, 1, "a1")
+    lock = directory.begin(1, "b2")
+    directory.committed(1).rename(directory.path / ".replaced-step-00000001-b2")
+
+    directory.put_back_replaced()
+    assert directory.steps() == []
+
+    lock.release()
+    directory.put_back_replaced()
+    assert directory.manifest(1).save_id == "a1"
+
+
+def test_what_was_replaced_is_removed_where_its_successor_is_there(directory):
+    commit(directory, 1, "b2")
+    (directory.path / ".replaced-step-00000001-b2").mkdir()
+
+    directory.remove_leftovers()
+
+    assert names(directory) == ["step-00000001"]
+
+
+def test_a_checkpoint_that_took_the_place_of_another_has_another_identity(directory):
+    commit(directory, 1, "a1")
+    first = directory.identity(1)
+    commit(directory, 1, "b2")
+
+    assert directory.identity(1) not in (None, first)
+    assert directory.identity(2) is None
+
+
 def test_a_removal_and_an_abandoned_save_leave_nothing(directory):
     commit(directory, 1)
     lock = directory.begin(2, "b2")
@@ -150,12 +190,6 @@ def test_a_removal_and_an_abandoned_save_leave_nothing(directory):
     lock.release()
 
     assert names(directory) == []
-
-
-def test_a_lock_lets_a_second_process_in_only_after_its_release(tmp_path):
-    first = SaveLock(tmp_path)
-    first.release()
-    SaveLock(tmp_path).release()
 
 
 def test_a_replacement_whose_rename_fails_puts_the_old_checkpoint_back(directory):

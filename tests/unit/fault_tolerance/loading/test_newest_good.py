@@ -12,11 +12,16 @@ from production_ml.fault_tolerance.saving.commit import carry_out
 from production_ml.fault_tolerance.saving.patience import Patience
 
 
+def commit(directory, order_of, step: int, *, value: float | None = None, save_id: str = "00ff") -> None:
+    directory.begin(step, save_id).release()
+    tensors = {"x": torch.full((4,), float(step) if value is None else value)}
+    carry_out(order_of(step, tensors=tensors, save_id=save_id), Patience())
+
+
 @pytest.fixture
 def three_steps(directory, order_of):
     for step in (1, 2, 3):
-        directory.begin(step, "00ff").release()
-        carry_out(order_of(step, tensors={"x": torch.full((4,), float(step))}), Patience())
+        commit(directory, order_of, step)
     return directory
 
 
@@ -65,6 +70,43 @@ def test_a_sound_one_that_does_not_fit_stops_the_search(three_steps):
 
     with pytest.raises(CheckpointMismatchError):
         search(three_steps, refuse, rank=0, world_size=1)
+
+
+def test_what_a_training_removes_meanwhile_is_not_damage_and_its_newer_one_is_taken(three_steps, order_of):
+    def plan_while_the_training_goes_on(manifest) -> Restoration:
+        if manifest.step == 3:
+            commit(three_steps, order_of, 4)
+            for step in (1, 2, 3):
+                three_steps.remove(step)
+        return everything(manifest)
+
+    found = search(three_steps, plan_while_the_training_goes_on, rank=0, world_size=1)
+
+    assert found.newest_good.manifest.step == 4
+    assert found.damaged == {}
+
+
+def test_what_a_training_replaces_meanwhile_is_not_damage(three_steps, order_of):
+    replaced = []
+
+    def plan_while_the_training_goes_on(manifest) -> Restoration:
+        if not replaced:
+            commit(three_steps, order_of, 3, value=7.0, save_id="abcd")
+            replaced.append(manifest.step)
+        return everything(manifest)
+
+    found = search(three_steps, plan_while_the_training_goes_on, rank=0, world_size=1)
+
+    assert found.newest_good.tensors["x"].tolist() == [7, 7, 7, 7]
+    assert found.damaged == {}
+
+
+def test_a_problem_that_nobody_foresaw_is_raised_as_it_is(three_steps):
+    def fail(manifest) -> Restoration:
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError, match="gone"):
+        search(three_steps, fail, rank=0, world_size=1)
 
 
 def test_an_empty_directory_has_nothing_to_resume(directory):

@@ -12,6 +12,7 @@ from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box
 from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
 from production_ml.fault_tolerance.saving.commit import carry_out
+from production_ml.fault_tolerance.saving.parts import write_failure
 from production_ml.fault_tolerance.saving.patience import Patience
 from production_ml.fault_tolerance.saving.shard_plan import Holding
 
@@ -75,7 +76,7 @@ def test_a_follower_learns_that_the_leader_gave_up(directory, two_ranks):
     (directory.incomplete(1, "00ff") / "rank-00000.safetensors").mkdir()
 
     with ThreadPoolExecutor(2) as pool:
-        follower = pool.submit(carry_out, two_ranks[1], Patience())
+        follower = pool.submit(carry_out, two_ranks[1], Patience(2.0))
         while not (directory.incomplete(1, "00ff") / "rank-00001.part.json").exists():
             pass
         leader = pool.submit(carry_out, two_ranks[0], Patience())
@@ -92,6 +93,25 @@ def test_the_checkpoint_of_an_earlier_save_of_the_same_step_is_not_taken_for_thi
 
     with pytest.raises(CheckpointWriteError):
         carry_out(two_ranks[1], Patience())
+
+
+def test_a_follower_that_waits_lists_the_directory_and_asks_for_no_name_that_is_not_there(
+    directory, two_ranks, touched
+):
+    """An NFS client lists anew each time, but remembers for half a minute and more that a name was not there."""
+    with touched(directory.path) as paths, pytest.raises(CheckpointWriteError, match="not committed in time"):
+        carry_out(two_ranks[1], Patience(0.0))
+
+    assert directory.path in paths
+    assert not [path for path in paths if path.is_relative_to(directory.committed(1))]
+
+
+def test_a_rank_that_failed_is_heard_though_one_before_it_never_answers(directory, order_of, two_ranks):
+    leader = order_of(rank=0, world_size=3, tensors={}, holdings=[])
+    write_failure(leader.written, 2, "No space left on device")
+
+    with pytest.raises(CheckpointWriteError, match="Rank 2 could not write its shard: No space left"):
+        carry_out(leader, Patience())
 
 
 def test_a_failed_save_leaves_the_one_before_it_as_it_was(directory, order_of):

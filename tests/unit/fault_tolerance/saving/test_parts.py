@@ -11,7 +11,7 @@ from production_ml.fault_tolerance.saving.parts import (
     Part,
     describe_part,
     merge_parts,
-    read_part,
+    read_parts,
     write_failure,
     write_part,
 )
@@ -28,15 +28,26 @@ def part(rank: int, *, begin: int, size: int, total: int = 4, dtype: str = "F32"
 def test_a_part_comes_back_as_it_was_written(tmp_path):
     write_part(tmp_path, 3, part(3, begin=1, size=2))
 
-    assert read_part(tmp_path, 3) == part(3, begin=1, size=2)
-    assert read_part(tmp_path, 4) is None
+    assert read_parts(tmp_path, [3, 4]) == {3: part(3, begin=1, size=2)}
+
+
+def test_a_part_is_not_asked_for_by_name_before_it_is_listed(tmp_path, touched):
+    """An NFS client remembers for half a minute and more that a name was not there."""
+    with touched(tmp_path) as paths:
+        assert read_parts(tmp_path, [1]) == {}
+    assert paths == {tmp_path}
+
+    write_part(tmp_path, 1, part(1, begin=0, size=4))
+    with touched(tmp_path) as paths:
+        read_parts(tmp_path, [1])
+    assert paths == {tmp_path, tmp_path / "rank-00001.part.json"}
 
 
 def test_a_rank_that_failed_says_why(tmp_path):
     write_failure(tmp_path, 3, "No space left on device")
 
     with pytest.raises(CheckpointWriteError, match="Rank 3 could not write its shard: No space left"):
-        read_part(tmp_path, 3)
+        read_parts(tmp_path, [2, 3])
 
 
 def test_parts_of_a_tensor_become_one_entry():

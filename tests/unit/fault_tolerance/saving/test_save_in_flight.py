@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -56,15 +58,27 @@ def test_an_error_is_kept_and_told_to_the_log(directory, order_of, caplog):
 
 
 def test_an_error_that_nobody_foresaw_is_kept_too(directory, order_of):
+    lock = directory.begin(1, "00ff")
+    flight = SaveInFlight(replace(order_of(1), values=object()), lock=lock, on_commit=ignore)
+    flight.run()
+
+    assert flight.error is not None
+    assert isinstance(flight.error.__cause__, TypeError)
+    assert directory.steps() == []
+
+
+def test_a_committed_checkpoint_is_not_called_failed_for_what_fails_after_it(directory, order_of, caplog):
     def fail(manifest: Manifest) -> None:
-        raise ZeroDivisionError("a bug")
+        raise OSError(5, "Input/output error")
 
     lock = directory.begin(1, "00ff")
     flight = SaveInFlight(order_of(1), lock=lock, on_commit=fail)
     flight.run()
 
-    assert flight.error is not None
-    assert isinstance(flight.error.__cause__, ZeroDivisionError)
+    assert flight.error is None
+    assert directory.steps() == [1]
+    [record] = caplog.records
+    assert "Step 1 is committed" in record.message
 
 
 def test_a_script_that_failed_does_not_wait_long_for_ranks_that_are_gone(directory, order_of):
