@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -39,12 +38,10 @@ def worker_pid(run_dir: Path, rank: int) -> int:
     return int(started[0].fields["worker_pids"][str(rank)])
 
 
-@pytest.mark.parametrize("kill", range(KILLS))
-def test_the_first_restart_after_a_kill_recovers(tmp_path, kill):
-    seed = random.randrange(10**6)
-    rng = random.Random(seed)
+@pytest.mark.parametrize("_kill", range(KILLS))
+def test_the_first_restart_after_a_kill_recovers(tmp_path, rng, _kill):
     victim, kill_at = rng.randrange(2), rng.randrange(STEPS - 10)
-    print(f"seed {seed}: rank {victim} is killed at step {kill_at}")
+    print(f"rank {victim} is killed at step {kill_at}")
     (tmp_path / "train.py").write_text(TRAINING)
     # The run is named beforehand, so that its log can be opened while the job runs.
     (tmp_path / "run").mkdir()

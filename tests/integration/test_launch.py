@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
-import random
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import pytest
 
+from production_ml.cli.main import main
 from production_ml.monitoring.run_directory import process_start
 from production_ml.monitoring.run_log import RunLog
 
@@ -84,12 +85,32 @@ def sleeping(tmp_path):
         process.wait()
 
 
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capfd):
+    """The command in this process, which spares each test the import of torch: exit code, stdout, stderr."""
+    for variable in ("PRODUCTION_ML_RUN_DIR", "PRODUCTION_ML_RUNS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["production-ml", "launch", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capfd.readouterr()
+
+    return run_here
+
+
 def wait_for(condition, what: str) -> None:
     deadline = time.monotonic() + LONG
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"{what} did not happen within {LONG} s")
         time.sleep(0.01)
+
+
+def waiting_bytes(pipe) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def is_gone(pid: int) -> bool:
@@ -100,10 +121,7 @@ def events(run_dir: Path, name: str) -> list[dict]:
     return [dict(event.fields) for source, event in RunLog.open(run_dir).events(name) if source.role == "launcher"]
 
 
-def test_training_goes_on_after_one_rank_is_killed(launch, tmp_path):
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+def test_training_goes_on_after_one_rank_is_killed(launch, tmp_path, rng):
     victim, kill_at = rng.randrange(2), rng.randrange(20)
 
     done = launch(ALL_REDUCE, str(victim), str(kill_at), flags=("--nproc-per-node", "2"))
@@ -137,14 +155,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_script_that_always_fails_uses_up_the_budget_and_shows_its_traceback(launch, tmp_path):
+def test_a_script_that_always_fails_uses_up_the_budget_and_shows_its_traceback(run_here, tmp_path):
     script = "import os\nprint('attempt', os.environ['PRODUCTION_ML_ATTEMPT'])\nraise ValueError('the data is boom')\n"
+    (tmp_path / "train.py").write_text(script)
 
-    done = launch(script, flags=("--max-restarts", "2"))
+    exit_code, printed, complaints = run_here("--max-restarts", "2", "--run-dir", "run", "train.py")
 
-    assert done.returncode == 1
-    assert done.stdout.splitlines() == ["attempt 0", "attempt 1", "attempt 2"]
-    _, _, message = done.stderr.partition("\nError: ")
+    assert exit_code == 1
+    assert printed.splitlines() == ["attempt 0", "attempt 1", "attempt 2"]
+    _, _, message = complaints.partition("\nError: ")
     assert "attempt 2: rank 0" in message
     assert "exit code 1: ValueError: the data is boom" in message
     assert '  |   File "' in message
@@ -156,13 +175,14 @@ def test_a_script_that_always_fails_uses_up_the_budget_and_shows_its_traceback(l
     assert events(tmp_path / "run", "launch_finished") == [{"outcome": "failed", "exit_code": 1}]
 
 
-def test_the_output_of_each_attempt_and_rank_is_kept_also_over_launches(launch, tmp_path):
+def test_the_output_of_each_attempt_and_rank_is_kept_also_over_launches(run_here, tmp_path):
     script = "import os, sys\nprint(os.environ['PRODUCTION_ML_ATTEMPT'], os.environ['RANK'])\nsys.exit('no')\n"
-    flags = ("--nproc-per-node=2", "--max-restarts=1", "--redirects=3")
+    (tmp_path / "train.py").write_text(script)
+    arguments = ("--nproc-per-node=2", "--max-restarts=1", "--redirects=3", "--run-dir=run", "train.py")
 
-    first, second = launch(script, flags=flags), launch(script, flags=flags)
+    first, second = run_here(*arguments), run_here(*arguments)
 
-    assert first.stdout == second.stdout == ""
+    assert first[1] == second[1] == ""
     for attempt in range(4):
         for rank in range(2):
             kept = tmp_path / "run" / "logs" / f"attempt-{attempt:03d}" / f"rank-{rank:05d}.stdout.log"
@@ -170,42 +190,46 @@ def test_the_output_of_each_attempt_and_rank_is_kept_also_over_launches(launch, 
     assert [start["attempt"] for start in events(tmp_path / "run", "attempt_started")] == [0, 1, 2, 3]
 
 
-def test_an_exception_that_the_script_recorded_is_the_reason(launch, tmp_path):
+def test_an_exception_that_the_script_recorded_is_the_reason(run_here, tmp_path):
     script = (
         "from torch.distributed.elastic.multiprocessing.errors import record\n"
         "@record\ndef main():\n    raise KeyError('label')\nmain()\n"
     )
+    (tmp_path / "train.py").write_text(script)
 
-    launch(script, flags=("--max-restarts=0",))
+    run_here("--max-restarts=0", "--run-dir=run", "train.py")
 
     failure = events(tmp_path / "run", "worker_failed")[0]
     assert failure["reason"] == "KeyError: 'label'"
     assert "raise KeyError('label')" in failure["traceback"]
 
 
-def test_a_run_without_a_monitor_can_be_reported(launch, tmp_path):
-    done = launch("pass\n")
+def test_a_run_without_a_monitor_can_be_reported(run_here, tmp_path):
+    (tmp_path / "train.py").write_text("pass\n")
 
-    assert done.returncode == 0
+    exit_code, _, _ = run_here("--run-dir=run", "train.py")
+
+    assert exit_code == 0
     identity = json.loads((tmp_path / "run" / "run.json").read_text())
     assert identity == {"project": "train", "experiment": "launch", "run_id": "run"}
 
 
-def test_quiet_leaves_stderr_to_the_script(launch):
-    done = launch("import sys\nsys.stderr.write('mine\\n')\n", flags=("--quiet", "--nproc-per-node=2"))
+def test_quiet_leaves_stderr_to_the_script(run_here, tmp_path):
+    (tmp_path / "train.py").write_text("import sys\nsys.stderr.write('mine\\n')\n")
 
-    assert done.stderr == "mine\nmine\n"
+    _, _, complaints = run_here("--quiet", "--nproc-per-node=2", "--run-dir=run", "train.py")
+
+    assert complaints == "mine\nmine\n"
 
 
-def test_a_program_that_is_no_python_script_is_run(tmp_path):
-    flags = ["--quiet", "--run-dir=run", "--no-python", "--nproc_per_node=2"]
-    command = [*COMMAND, *flags, "sh", "-c", "echo $LOCAL_RANK of $WORLD_SIZE with $OMP_NUM_THREADS"]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+def test_a_program_that_is_no_python_script_is_run(run_here, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    script = ("sh", "-c", "echo $LOCAL_RANK of $WORLD_SIZE with $OMP_NUM_THREADS")
 
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LONG)
+    _, printed, complaints = run_here("--quiet", "--run-dir=run", "--no-python", "--nproc_per_node=2", *script)
 
-    assert sorted(done.stdout.splitlines()) == ["0 of 2 with 1", "1 of 2 with 1"]
-    assert done.stderr == ""
+    assert sorted(printed.splitlines()) == ["0 of 2 with 1", "1 of 2 with 1"]
+    assert complaints == ""
 
 
 @pytest.mark.parametrize(
@@ -217,14 +241,13 @@ def test_a_program_that_is_no_python_script_is_run(tmp_path):
         (["--log-dir", "there.py/logs", "there.py"], "cannot be kept"),
     ],
 )
-def test_bad_input_starts_nothing(tmp_path, arguments, named):
+def test_bad_input_starts_nothing(run_here, tmp_path, arguments, named):
     (tmp_path / "there.py").write_text("open('started', 'w')")
 
-    done = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=LONG)
+    exit_code, _, complaints = run_here(*arguments)
 
-    assert done.returncode == 2
-    assert named in done.stderr
-    assert "Traceback" not in done.stderr
+    assert exit_code == 2
+    assert named in complaints
     assert not (tmp_path / "started").exists()
 
 
@@ -260,6 +283,21 @@ def test_a_second_ctrl_c_does_not_wait_for_the_timeout(sleeping, tmp_path):
     wait_for(lambda: all(is_gone(pid) for pid in pids), "the end of all processes")
 
 
+def test_a_launch_whose_output_nobody_reads_can_be_stopped(tmp_path):
+    (tmp_path / "train.py").write_text("while True:\n    print('x' * 1000, flush=True)\n")
+    command = [*COMMAND, "--run-dir", "run", "train.py"]
+    nearly_all_that_a_pipe_holds = 60_000
+
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as launcher:
+        try:
+            wait_for(lambda: waiting_bytes(launcher.stdout) > nearly_all_that_a_pipe_holds, "enough output")
+            launcher.terminate()
+
+            assert launcher.wait(LONG) == 143
+        finally:
+            launcher.kill()
+
+
 def test_a_killed_launcher_leaves_no_worker_and_no_child_of_one(sleeping):
     launcher, pids = sleeping("stubborn")
 
@@ -284,9 +322,9 @@ def test_the_help_teaches_without_loading_torch():
     assert "| torch\n" not in done.stderr
 
 
-def test_all_flags_of_torchrun_are_listed():
-    done = subprocess.run([*COMMAND, "-h"], capture_output=True, text=True, timeout=LONG)
+def test_all_flags_of_torchrun_are_listed(run_here):
+    exit_code, printed, _ = run_here("-h")
 
-    assert done.returncode == 0
+    assert exit_code == 0
     for flag in ("--rdzv-endpoint", "--numa-binding", "--run-dir"):
-        assert flag in done.stdout
+        assert flag in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -308,6 +309,59 @@ def test_a_client_that_stalls_in_the_middle_of_a_request_does_not_keep_the_serve
         assert silent.recv(1) == b""
 
     assert exit_code == 0
+
+
+HANGING = """
+from pathlib import Path
+from production_ml.serving import ModelServer, ServerConfig
+from production_ml.testing.serving import FakeRuntimes, fake_package
+
+runtimes = FakeRuntimes()
+package = fake_package(Path("package"), width=-1)
+server = ModelServer([package.directory], ServerConfig(port=0, ready_file=Path("ready.json")), runtimes=runtimes)
+
+
+def hang_from_now_on(url):
+    runtimes.made[0].free.clear()
+    print(url, flush=True)
+
+
+server.run(on_ready=hang_from_now_on)
+"""
+
+
+def test_a_second_signal_ends_a_server_whose_batch_hangs(tmp_path):
+    command = [sys.executable, "-c", HANGING]
+    asked = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1]}]}
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()) as process:
+        url = process.stdout.readline().strip()
+        asking = threading.Thread(target=lambda: asks(url, asked))
+        asking.start()
+        while not re.search(r"^serving_batch_rows_sum\{.* 1\.0$", httpx.get(f"{url}/metrics").text, re.MULTILINE):
+            assert process.poll() is None
+        process.terminate()
+        while is_listening(url):
+            assert process.poll() is None
+        process.terminate()
+        exit_code = process.wait(timeout=60)
+    asking.join()
+
+    assert exit_code == 1
+    assert not (tmp_path / "ready.json").exists()
+
+
+def asks(url: str, body: dict) -> None:
+    with pytest.raises(httpx.HTTPError):
+        httpx.post(f"{url}/v2/models/doubler/infer", json=body, timeout=60)
+
+
+def is_listening(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/v2/health/live")
+    except httpx.ConnectError:
+        return False
+    return True
 
 
 def test_a_body_over_the_limit_is_refused_and_the_connection_lives_on(serve, trained):

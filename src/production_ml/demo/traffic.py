@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 
 from production_ml.demo.children import Child, Children, StationError, command_line
 from production_ml.demo.models import MODEL
 from production_ml.demo.workspace import Workspace
+from production_ml.serving.open_inference import encode_request, parse_response
 
 CONNECTIONS = 8
 PASSES = 3
@@ -125,12 +127,12 @@ def check_split(found: Sequence[VersionFigures], wanted: dict[str, float]) -> No
 
 
 def _ask(client: httpx.Client, label: int, pixels: list[int]) -> Answer:
-    body = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": pixels}]}
+    request = encode_request({"pixels": np.array([pixels], np.float32)})
     began = time.perf_counter()
-    response = client.post(f"/v2/models/{MODEL}/infer", json=body)
+    response = client.post(f"/v2/models/{MODEL}/infer", content=request.body, headers=request.headers)
     seconds = time.perf_counter() - began
     if response.status_code != 200:
         raise StationError(f"A request was answered with {response.status_code}: {response.text[:300]}")
-    answered = response.json()
-    logits = answered["outputs"][0]["data"]
-    return Answer(answered["model_version"], logits.index(max(logits)) == label, seconds)
+    answer = parse_response(response.content)
+    (logits,) = answer.outputs.values()
+    return Answer(answer.version, int(logits.argmax()) == label, seconds)

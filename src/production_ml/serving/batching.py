@@ -161,21 +161,28 @@ class Batcher:
             batch.append(self._waiting.popleft())
         return batch
 
-    def _finish_batch(self, batch: Sequence[_Waiting], answers: Sequence[Outputs | Exception]) -> None:
-        for request, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Exception):
-                self._failures.add(answer)
-            if request.answer.done():
-                continue
-            if isinstance(answer, Exception):
-                request.answer.set_exception(ModelFailedError(answer))
-            else:
-                request.answer.set_result(answer)
-        # A turn of the loop between two batches: the answers go out and the next requests come in.
-        asyncio.get_running_loop().call_soon(self._start_batch)
+    def _finish_batch(self, batch: Sequence[_Waiting], answers: Sequence[Outputs | BaseException]) -> None:
+        try:
+            for request, answer in zip(batch, answers, strict=True):
+                self._hand_out(request, answer)
+        finally:
+            # A turn of the loop between two batches: the answers go out and the next requests come in.
+            asyncio.get_running_loop().call_soon(self._start_batch)
+
+    def _hand_out(self, request: _Waiting, answer: Outputs | BaseException) -> None:
+        if isinstance(answer, BaseException):
+            self._failures.add(answer)
+        if request.answer.done():
+            return
+        if isinstance(answer, BaseException):
+            request.answer.set_exception(ModelFailedError(answer))
+        else:
+            request.answer.set_result(answer)
 
 
-def compute_batch(compute: Compute, requests: Sequence[tuple[Inputs, int]], max_rows: int) -> list[Outputs | Exception]:
+def compute_batch(
+    compute: Compute, requests: Sequence[tuple[Inputs, int]], max_rows: int
+) -> list[Outputs | BaseException]:
     """Compute requests together, and where that fails each alone, so that one bad request fails only itself.
 
     Args:
@@ -189,7 +196,7 @@ def compute_batch(compute: Compute, requests: Sequence[tuple[Inputs, int]], max_
     sizes = [rows for _, rows in requests]
     try:
         outputs = _in_pieces(compute, _together([inputs for inputs, _ in requests]), sum(sizes), max_rows)
-    except Exception as problem:  # noqa: BLE001 - the plug-in boundary: a runtime may raise anything, logged by the batcher
+    except BaseException as problem:  # noqa: BLE001 - the plug-in boundary, logged by the batcher; a panic in Rust is none
         if len(requests) == 1:
             return [problem]
         return [answer for request in requests for answer in compute_batch(compute, [request], max_rows)]
@@ -221,7 +228,7 @@ def _checked(outputs: Outputs, rows: int) -> Outputs:
     return outputs
 
 
-def _apart(outputs: Outputs, sizes: Sequence[int]) -> list[Outputs | Exception]:
+def _apart(outputs: Outputs, sizes: Sequence[int]) -> list[Outputs | BaseException]:
     if len(sizes) == 1:
         return [outputs]
     ends = np.cumsum(sizes)
@@ -241,7 +248,7 @@ class _FailureLog:
         self._unlogged = 0
         self._next_seconds = 0.0
 
-    def add(self, problem: Exception) -> None:
+    def add(self, problem: BaseException) -> None:
         self._unlogged += 1
         now = self._clock.monotonic_seconds()
         if now < self._next_seconds:

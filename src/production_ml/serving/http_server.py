@@ -25,8 +25,9 @@ _GOODBYE_SECONDS: Final = 0.25
 # How long a request that is still being sent may take to arrive.
 _LAST_BODIES_SECONDS: Final = 5
 _POLL_SECONDS: Final = 0.01
+_LAST_ANSWERS_SECONDS: Final = 20
 # Less than the 30 s after which Kubernetes kills.
-_LONGEST_STOP_SECONDS: Final = 20
+_LONGEST_STOP_SECONDS: Final = 25.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -68,6 +69,9 @@ class HttpServer(uvicorn.Server):
         on_ready: Called when connections are accepted.
         on_stopping: Called when no more are; from then on the application should answer with `Connection: close`.
         on_hangup: Called on SIGHUP.
+        on_stuck: Called when a second signal comes or the stop takes too long; has to end the process, since a thread
+            that hangs cannot be ended.
+        longest_stop_seconds: What too long is.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class HttpServer(uvicorn.Server):
         on_ready: Callable[[], None],
         on_stopping: Callable[[], None],
         on_hangup: Callable[[], None],
+        on_stuck: Callable[[], None],
+        longest_stop_seconds: float = _LONGEST_STOP_SECONDS,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -92,13 +98,15 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 backlog=_BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_LONGEST_STOP_SECONDS,
+                timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
             )
         )
         self._listener = listener
         self._on_ready = on_ready
         self._on_stopping = on_stopping
         self._on_hangup = on_hangup
+        self._on_stuck = on_stuck
+        self._longest_stop_seconds = longest_stop_seconds
 
     def serve_forever(self) -> None:
         """Block until a signal comes and what was under way is done."""
@@ -123,10 +131,11 @@ class HttpServer(uvicorn.Server):
 
         uvicorn alone closes a connection between two requests at once, and the next request may be on its way.
         """
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._longest_stop_seconds, self._on_stuck)
         for server in self.servers:
             server.close()
         self._on_stopping()
-        loop = asyncio.get_running_loop()
         deadline = loop.time() + _GOODBYE_SECONDS
         while self.server_state.connections and loop.time() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
@@ -159,7 +168,8 @@ class HttpServer(uvicorn.Server):
                 connection.transport.close()
 
     def _stop(self) -> None:
-        self.force_exit = self.should_exit
+        if self.should_exit:
+            self._on_stuck()
         self.should_exit = True
 
 

@@ -48,6 +48,14 @@ class BodyTooLargeError(RequestError):
         super().__init__(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, problem)
 
 
+class BodyTooSlowError(RequestError):
+    """The body did not arrive in time."""
+
+    def __init__(self, limit_seconds: float) -> None:
+        problem = f"the body did not arrive within {limit_seconds:g} s; send fewer rows at a time"
+        super().__init__(HTTPStatus.REQUEST_TIMEOUT, problem, headers={"Connection": "close"})
+
+
 class QueueFullError(RequestError):
     """As many requests are waiting for this version as are allowed to."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -13,8 +14,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from production_ml.core.structured_logging import log_event
-from production_ml.serving.problems import BodyTooLargeError, InvalidRequestError, RequestError
+from production_ml.serving.problems import BodyTooLargeError, BodyTooSlowError, InvalidRequestError, RequestError
 
+# A client that stops in the middle would keep what it has sent in our memory for ever.
+_BODY_SECONDS: Final = 60.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -55,16 +58,27 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-async def read_body(receive: Receive, content_length: bytes | None, limit_bytes: int) -> bytes:
-    """The request's body, of which never more than the limit is kept.
+async def read_body(
+    receive: Receive, content_length: bytes | None, limit_bytes: int, limit_seconds: float = _BODY_SECONDS
+) -> bytes:
+    """The request's body, of which never more than the limit is kept, and not for longer than it may take to arrive.
 
     Raises:
         BodyTooLargeError: It is larger, or says that it will be.
+        BodyTooSlowError: It is not complete in time.
         ClientGoneError: The client closed the connection before it had sent all.
         InvalidRequestError: The body's length is no number.
     """
     if content_length is not None and _length(content_length) > limit_bytes:
         raise BodyTooLargeError(limit_bytes)
+    try:
+        async with asyncio.timeout(limit_seconds):
+            return await _read_parts(receive, limit_bytes)
+    except TimeoutError:
+        raise BodyTooSlowError(limit_seconds) from None
+
+
+async def _read_parts(receive: Receive, limit_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

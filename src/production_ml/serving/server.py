@@ -9,12 +9,12 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from production_ml.core.errors import InputFileError, ProductionMLError, ServingError
+from production_ml.core.errors import ExitCode, InputFileError, ServingError
 from production_ml.core.plugins import PluginFamily
 from production_ml.core.structured_logging import log_event
 from production_ml.serving.access import Door
@@ -29,6 +29,7 @@ from production_ml.serving.runtimes import RUNTIMES, Runtime
 from production_ml.serving.served_models import ServedModels, Slot, put_behind
 from production_ml.storage.durable import replace_durably
 
+_ABANDONED: Final = "the server ends at once, and requests that were accepted are not answered"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -66,6 +67,7 @@ class ModelServer:
         self._changing = asyncio.Lock()
         self._stopping = False
         self._reloads: set[asyncio.Task[Any]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
         self.app = self._make_app()
 
     @property
@@ -99,6 +101,9 @@ class ModelServer:
     def run(self, on_ready: Callable[[str], None] | None = None) -> None:
         """Serve until SIGTERM or SIGINT; returns when what was accepted has been answered.
 
+        Where that takes longer than 25 s, or a second signal comes, the process ends at once with exit code 1: the
+        thread of a batch that hangs cannot be ended, and Python would wait for it.
+
         Args:
             on_ready: Called with the URL once requests are accepted.
 
@@ -122,8 +127,20 @@ class ModelServer:
                 if on_ready is not None:
                     on_ready(url)
 
+            def give_up() -> None:
+                log_event(_LOGGER, "stop_abandoned", _ABANDONED, level=logging.ERROR)
+                try:
+                    at_exit.close()
+                finally:
+                    os._exit(ExitCode.FAILED)
+
             HttpServer(
-                self.app, listener, on_ready=announce, on_stopping=self._stop_soon, on_hangup=self._reload_soon
+                self.app,
+                listener,
+                on_ready=announce,
+                on_stopping=self._stop_soon,
+                on_hangup=self._reload_soon,
+                on_stuck=give_up,
             ).serve_forever()
 
     async def swap(self, reference: str, new: str | Path | None = None) -> bool:
@@ -142,22 +159,11 @@ class ModelServer:
             ServingError: There is no such slot, or the new version does not take the same requests.
             ProductionMLError: Further see `load`.
         """
-        async with self._changing:
-            slot = self._models.slot(reference)
-            if self._stopping:
-                return False
-            source = await asyncio.to_thread(resolve, str(new or reference), self.config.tracking_uri)
-            if _is_same(slot.version.source, source):
-                return False
-            version = await asyncio.to_thread(self._load_version, source)
-            old = slot.version
-            try:
-                put_behind(slot, version)
-            except ServingError:
-                await self._retire(version)
-                raise
-            await self._retire(old)
-            return True
+        old = await self._exchange(reference, new)
+        if old is None:
+            return False
+        await self._retire(old)
+        return True
 
     async def reload(self) -> list[str]:
         """Look all references up again and swap those whose version has changed.
@@ -167,15 +173,37 @@ class ModelServer:
         Returns:
             The slots that were swapped.
         """
-        swapped = []
+        swapped, retiring = [], []
         for slot in self.slots:
             try:
-                if await self.swap(slot.reference):
-                    swapped.append(slot.reference)
-            except ProductionMLError as problem:
+                old = await self._exchange(slot.reference)
+            except Exception as problem:  # noqa: BLE001 - logged: nobody awaits the task of a SIGHUP
                 message = f"{slot.reference} stays at version {slot.version.version}: {problem}"
                 log_event(_LOGGER, "swap_failed", message, level=logging.ERROR, reference=slot.reference)
+                continue
+            if old is not None:
+                swapped.append(slot.reference)
+                retiring.append(self._retire(old))
+        await asyncio.gather(*retiring)
         return swapped
+
+    async def _exchange(self, reference: str, new: str | Path | None = None) -> LoadedVersion | None:
+        """Let another version answer; returns the one that did, still open, or None where nothing changed."""
+        async with self._changing:
+            slot = self._models.slot(reference)
+            if self._stopping:
+                return None
+            source = await asyncio.to_thread(resolve, str(new or reference), self.config.tracking_uri)
+            if _is_same(slot.version.source, source):
+                return None
+            version = await asyncio.to_thread(self._load_version, source)
+            old = slot.version
+            try:
+                put_behind(slot, version)
+            except ServingError:
+                await self._retire(version)
+                raise
+            return old
 
     def _load_slot(self, reference: WeightedReference) -> Slot:
         source = resolve(reference.reference, self.config.tracking_uri)
@@ -184,9 +212,22 @@ class ModelServer:
     def _load_version(self, source: ModelVersion) -> LoadedVersion:
         return load_version(source, self.config.batching, self._runtimes, metrics=self.metrics)
 
-    async def _retire(self, version: LoadedVersion) -> None:
-        """Let a version that gets no more requests answer those it has; then forget it."""
-        await version.close()
+    def _retire(self, version: LoadedVersion) -> asyncio.Task[None]:
+        """Let a version that gets no more requests answer those it has; then forget it.
+
+        Nothing else waits for that, so that a batch that hangs keeps no other version from being swapped.
+        """
+        task = asyncio.ensure_future(self._close(version))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return task
+
+    async def _close(self, version: LoadedVersion) -> None:
+        try:
+            await version.close()
+        except Exception as problem:  # noqa: BLE001 - the plug-in boundary: a runtime may raise anything
+            message = f"{version.model} version {version.version} did not close well: {problem}"
+            log_event(_LOGGER, "close_failed", message, level=logging.ERROR, model=version.model)
         still_served = {(slot.version.model, slot.version.version) for slot in self._models}
         if (version.model, version.version) not in still_served:
             self.metrics.retire(version.model, version.version)
@@ -215,7 +256,8 @@ class ModelServer:
             self._stopping = True
             async with self._changing:
                 for slot in self.slots:
-                    await slot.version.close()
+                    self._retire(slot.version)
+            await asyncio.gather(*self._retiring)
             log_event(_LOGGER, "server_stopped", "all accepted requests are answered")
 
     def _log_start(self, url: str) -> None:

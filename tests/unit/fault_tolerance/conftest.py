@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,3 +104,32 @@ def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+_watching: list[tuple[Path, set[Path]]] = []
+_hooks: list[object] = []
+
+
+def _note(event: str, arguments: tuple[object, ...]) -> None:
+    for root, found in _watching if event in ("open", "os.listdir", "os.scandir") else []:
+        if isinstance(arguments[0], str | os.PathLike) and Path(arguments[0]).is_relative_to(root):
+            found.add(Path(arguments[0]))
+
+
+@pytest.fixture
+def touched() -> Callable[[Path], contextlib.AbstractContextManager[set[Path]]]:
+    """Within it: which paths below a directory were opened or listed, whether they were there or not."""
+    if not _hooks:  # Python takes no audit hook back
+        sys.addaudithook(_note)
+        _hooks.append(_note)
+
+    @contextlib.contextmanager
+    def watch(root: Path) -> Iterator[set[Path]]:
+        found: set[Path] = set()
+        _watching.append((root, found))
+        try:
+            yield found
+        finally:
+            _watching.remove((root, found))
+
+    return watch

@@ -125,6 +125,28 @@ def test_a_poisoned_request_fails_alone(run, batcher_of, in_loop):
     assert "poison" in str(bad)
 
 
+class Panic(BaseException):
+    """What extensions in Rust raise, and no `except Exception` sees."""
+
+
+@pytest.mark.parametrize("in_loop", [True, False])
+def test_a_panic_of_the_runtime_fails_its_request_and_the_version_lives_on(run, executor, in_loop):
+    def compute(inputs):
+        if (inputs["x"] == POISON).any():
+            raise Panic("index out of bounds")
+        return [inputs["x"]]
+
+    async def scenario():
+        batcher = Batcher(compute, BatchingConfig(), executor=executor, in_loop=in_loop)
+        with pytest.raises(ModelFailedError, match="index out of bounds"):
+            await batcher.submit(rows(POISON), 1)
+        answer = await batcher.submit(rows(4), 1)
+        await batcher.drain()
+        return answer
+
+    assert run(scenario())[0].item() == 4
+
+
 def test_a_client_that_left_is_not_computed(run, batcher_of, runtime):
     async def scenario():
         batcher = batcher_of()

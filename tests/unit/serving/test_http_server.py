@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import pytest
 
 from production_ml.core.errors import ServingError
-from production_ml.serving.http_server import listen, url_of
+from production_ml.serving.http_server import HttpServer, listen, url_of
 
 
 def test_a_port_in_use_is_refused_with_a_cure():
@@ -34,3 +35,29 @@ def test_nobody_can_connect_before_the_server_is_started():
 def test_the_url_is_one_that_this_machine_can_use(host, shown):
     with listen(host, 0) as listener:
         assert url_of(listener) == f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def test_a_stop_that_hangs_is_given_up():
+    told = []
+
+    async def app(_scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        while not told:  # the batch that hangs
+            await asyncio.sleep(0.001)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    with listen("127.0.0.1", 0) as listener:
+        server = HttpServer(
+            app,
+            listener,
+            on_ready=lambda: setattr(server, "should_exit", True),
+            on_stopping=lambda: None,
+            on_hangup=lambda: None,
+            on_stuck=lambda: told.append("stuck"),
+            longest_stop_seconds=0.01,
+        )
+        server.serve_forever()
+
+    assert told == ["stuck"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from production_ml.serving.problems import BodyTooLargeError
+from production_ml.serving.problems import BodyTooLargeError, BodyTooSlowError
 from production_ml.serving.responses import ClientGoneError, read_body
 
 
@@ -36,3 +38,19 @@ def test_one_byte_over_the_limit_is_too_much(run):
 def test_a_client_that_leaves_in_the_middle_has_sent_nothing(run):
     with pytest.raises(ClientGoneError):
         run(read_body(receive_of(part(b"abc", more=True), {"type": "http.disconnect"}), None, 6))
+
+
+def test_a_client_that_stops_in_the_middle_is_not_waited_for(run):
+    first = receive_of(part(b"abc", more=True))
+
+    async def receive():
+        try:
+            return await first()
+        except RuntimeError:  # nothing more comes
+            return await asyncio.Event().wait()
+
+    with pytest.raises(BodyTooSlowError, match="did not arrive") as caught:
+        run(read_body(receive, None, 6, limit_seconds=0.01))
+
+    assert caught.value.status == 408
+    assert caught.value.headers == {"Connection": "close"}

@@ -114,6 +114,69 @@ def test_reload_swaps_what_has_changed_and_nothing_else(run, client_of, ask, pac
     assert "stays at version" in caplog.text
 
 
+def test_a_batch_that_hangs_keeps_no_other_version_from_being_swapped(run, client_of, ask, runtimes, tmp_path):
+    hanging, other = (fake_package(tmp_path / name, name=name, width=-1).directory for name in ("hanging", "other"))
+
+    async def scenario():
+        async with client_of(hanging, other) as (server, client):
+            runtimes.made[0].free.clear()
+            warm = len(runtimes.made[0].batches)
+            asking = asyncio.ensure_future(client.post("/v2/models/hanging/infer", json=ask(1)))
+            while len(runtimes.made[0].batches) == warm:
+                await asyncio.sleep(0.001)
+            fake_package(hanging, name="hanging", width=-1, scale=3)
+            fake_package(other, name="other", width=-1, scale=4)
+            reloading = asyncio.ensure_future(server.reload())
+            while server.slots[1].version.source.package.metadata["scale"] != 4:
+                await asyncio.sleep(0.001)
+            fake_package(other, name="other", width=-1, scale=5)
+            assert await server.swap(str(other))
+            assert not asking.done()
+            runtimes.made[0].free.set()
+            assert (await asking).json()["outputs"][0]["data"] == [2]
+            return await reloading
+
+    assert run(scenario()) == [str(hanging), str(other)]
+    assert not any(fake.is_open for fake in runtimes.made)
+
+
+class StaleDisk(FakeRuntimes):
+    """Loads once; then its file system is gone."""
+
+    def load(self, name):
+        if self.made:
+            raise OSError("Stale file handle")
+        return super().load(name)
+
+
+def test_a_reload_that_the_disk_fails_is_told_and_changes_nothing(run, packages, caplog):
+    directory = packages[0].directory
+    server = ModelServer([directory], runtimes=StaleDisk())
+    server.load()
+    fake_package(directory, scale=5)
+
+    assert run(server.reload()) == []
+
+    assert server.slots[0].version.source.package.metadata["scale"] == 2
+    assert "stays at version" in caplog.text
+    assert "Stale file handle" in caplog.text
+
+
+def test_a_runtime_that_cannot_be_closed_does_not_keep_its_successor_out(run, client_of, packages, runtimes, caplog):
+    first, second = (str(package.directory) for package in packages)
+
+    def fail():
+        raise OSError("the device is lost")
+
+    async def scenario():
+        async with client_of(first) as (server, _):
+            runtimes.made[0].close = fail
+            return await server.swap(first, second)
+
+    assert run(scenario())
+    assert "the device is lost" in caplog.text
+
+
 def test_a_slot_that_is_not_there_is_answered_with_those_that_are(run, client_of, packages):
     async def scenario():
         async with client_of(packages[0].directory) as (server, _):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +15,6 @@ from production_ml.monitoring.run_log import RunLogWriter, Source
 
 _RECORDED_STDERR_LINES = 20
 Say = Callable[[str], None]
-
-
-def say_on_stderr(line: str) -> None:
-    """Tell the person at the terminal; one who has closed it misses nothing that is not in the run log."""
-    try:
-        sys.stderr.write(f"launch: {line}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
 
 
 def say_nothing(_line: str) -> None:

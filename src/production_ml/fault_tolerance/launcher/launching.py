@@ -20,9 +20,10 @@ from production_ml.fault_tolerance.launcher.attempt_files import AttemptFiles, n
 from production_ml.fault_tolerance.launcher.failures import advice
 from production_ml.fault_tolerance.launcher.guardian import Guardian
 from production_ml.fault_tolerance.launcher.interruption import Interruption
-from production_ml.fault_tolerance.launcher.journal import LaunchJournal, describe, say_nothing, say_on_stderr
+from production_ml.fault_tolerance.launcher.journal import LaunchJournal, describe, say_nothing
 from production_ml.fault_tolerance.launcher.plan import LaunchPlan, parse_arguments
 from production_ml.fault_tolerance.launcher.rendezvous import FreshStoreRendezvous, SingleNodeRendezvous
+from production_ml.fault_tolerance.launcher.terminal import say_on_stderr
 from production_ml.monitoring.run_directory import RunIdentity
 
 _SIGNAL_BASE = 128

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import selectors
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from production_ml.fault_tolerance.launcher.terminal import Terminal, say_on_stderr, write_all
 
 STDOUT = 1
 STDERR = 2
@@ -40,13 +42,13 @@ class WorkerStreams:
 class _Stream:
     """One pipe of one worker."""
 
-    def __init__(self, descriptor: int, path: Path, terminal: int | None) -> None:
+    def __init__(self, descriptor: int, path: Path, to_terminal: Callable[[bytes], None]) -> None:
         self.descriptor = descriptor
         self.ended = threading.Event()
         self.tail = b""
         self._path = path
         self._file: int | None = None
-        self._terminal = terminal
+        self._to_terminal = to_terminal
         self._unfinished = b""
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -57,7 +59,7 @@ class _Stream:
         self.tail = (self.tail + data)[-_TAIL_BYTES:]
         if self._file is not None:
             try:
-                _write_all(self._file, data)
+                write_all(self._file, data)
             except OSError as problem:
                 self._give_up_file(problem)
         self._unfinished += data
@@ -81,12 +83,8 @@ class _Stream:
 
     def _show(self, end: int) -> None:
         shown, self._unfinished = self._unfinished[:end], self._unfinished[end:]
-        if self._terminal is None or not shown:
-            return
-        try:
-            _write_all(self._terminal, shown)
-        except OSError:  # the terminal is gone, or the reader of a pipe: training goes on
-            self._terminal = None
+        if shown:
+            self._to_terminal(shown)
 
     def _give_up_file(self, problem: OSError) -> None:
         _logger.warning(
@@ -110,6 +108,7 @@ class OutputRelay(threading.Thread):
     def __init__(self, is_shown: Callable[[int, int], bool] = lambda _rank, _stream: True) -> None:
         super().__init__(name="worker-output", daemon=True)
         self._is_shown = is_shown
+        self._terminal = Terminal()
         self._streams: dict[tuple[int, int], _Stream] = {}
         self._selector = selectors.DefaultSelector()
         self._wake_receiver, self._wake = os.pipe()
@@ -123,7 +122,8 @@ class OutputRelay(threading.Thread):
         for number, path in ((STDOUT, stdout), (STDERR, stderr)):
             reader, writer = os.pipe()
             os.set_blocking(reader, False)
-            stream = _Stream(reader, path, number if self._is_shown(local_rank, number) else None)
+            is_shown = self._is_shown(local_rank, number)
+            stream = _Stream(reader, path, partial(self._terminal.show, number) if is_shown else _hide)
             self._streams[local_rank, number] = stream
             self._selector.register(reader, selectors.EVENT_READ, stream)
             ends.append(writer)
@@ -148,10 +148,11 @@ class OutputRelay(threading.Thread):
                     stream.flush()
 
     def close(self) -> None:
-        """Carry what is there already, and close the pipes."""
+        """Carry what is there already, and close the pipes; a terminal that nobody reads is waited for only so long."""
         if self._closed:
             return
         self._closed = True
+        self._terminal.hurry()
         os.write(self._wake, b"\0")
         if self.ident is not None:
             self.join()
@@ -164,6 +165,8 @@ class OutputRelay(threading.Thread):
         self._selector.close()
         os.close(self._wake)
         os.close(self._wake_receiver)
+        if not self._terminal.close():
+            say_on_stderr("the terminal is not read, so not all output was shown; the files in logs/ have all of it")
 
     def _carry(self, stream: _Stream) -> bool:
         """Move one piece; False where there is none."""
@@ -182,9 +185,5 @@ class OutputRelay(threading.Thread):
         stream.close()
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        try:
-            data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # whoever shares the terminal with us has made it non-blocking
-            select.select([], [descriptor], [])
+def _hide(_data: bytes) -> None:
+    """For a stream that is kept in its file alone."""

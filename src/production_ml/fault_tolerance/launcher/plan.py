@@ -20,8 +20,9 @@ from torch.distributed.run import config_from_args, determine_local_world_size, 
 from production_ml.core.distributed_env import RUN_DIR_VARIABLE
 from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.launcher.environment import THREADS_VARIABLE
-from production_ml.fault_tolerance.launcher.target import check_module, check_program, check_script, run_name, safe_name
+from production_ml.fault_tolerance.launcher.target import check_module, check_program, check_script, run_name
 from production_ml.monitoring.run_directory import RUNS_ROOT_VARIABLE, RunDirectory, new_run_id
+from production_ml.storage.names import safe_name
 
 MAX_RESTARTS = 3
 """torchrun's default is 0: a job that needs no launcher's help. This launcher is there to restart."""

@@ -7,7 +7,7 @@ RUNTIMES: PluginFamily[Runtime] = PluginFamily(
     "serving runtime",
     entry_points="production_ml.runtimes",
     table={
-        "onnx": PluginLocation("production_ml.serving.runtimes.onnx:OnnxRuntime", extra="onnx"),
+        "onnx": PluginLocation("production_ml.serving.runtimes.onnx:OnnxRuntime", extra="serve"),
     },
 )
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,6 +130,41 @@ def test_a_log_file_that_cannot_be_made_does_not_stop_a_restart(tmp_path, capfd,
 
     assert capfd.readouterr().out == "step 1\n"
     assert "missing/out cannot be written" in caplog.text
+
+
+@contextlib.contextmanager
+def unread_stdout() -> Iterator[None]:
+    """Within the block, this process's stdout is a pipe that is full."""
+    reader, writer = os.pipe()
+    while select.select([], [writer], [], 0)[1]:
+        os.write(writer, b"x" * select.PIPE_BUF)
+    former = os.dup(STDOUT)
+    os.dup2(writer, STDOUT)
+    os.close(writer)
+    try:
+        yield
+    finally:
+        os.dup2(former, STDOUT)
+        os.close(former)
+        os.close(reader)
+
+
+def test_a_terminal_that_nobody_reads_does_not_hold_up_closing(tmp_path, capfd):
+    relay = OutputRelay()
+    worker = Worker(relay, 0, tmp_path)
+    closing = threading.Thread(target=relay.close, daemon=True)
+
+    with unread_stdout():
+        relay.start()
+        for step in range(200):
+            worker.write(b"step %d\n" % step)
+        worker.end()
+        closing.start()
+        closing.join(60)
+
+        assert not closing.is_alive()
+    assert worker.stdout_file.read_bytes().splitlines()[-1] == b"step 199"
+    assert "not all output was shown" in capfd.readouterr().err
 
 
 def test_streams_have_the_numbers_that_the_system_gives_them():
