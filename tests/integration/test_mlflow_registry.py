@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -173,6 +174,17 @@ def test_a_package_that_was_swapped_whole_is_noticed(registry, make_package):
         registry.resolve("digits:1")
 
 
+def test_outputs_that_were_swapped_in_the_registry_are_never_handed_out(registry, make_package):
+    registry.register(make_package(b"one"))
+    stored = registry.resolve("digits:1").directory / "model.json"
+    described = json.loads(stored.read_text())
+    described["outputs"][0]["name"] = "y"
+    stored.write_text(json.dumps(described))
+
+    with pytest.raises(DamagedFileError, match=r"model\.json"):
+        registry.resolve("digits:1")
+
+
 def test_a_damaged_package_is_not_registered(registry, make_package):
     package = make_package(b"one")
     package.file("model.onnx").write_bytes(b"onf")
@@ -243,3 +255,13 @@ def test_a_server_that_does_not_answer_is_an_error_with_a_cure(monkeypatch):
 
     with pytest.raises(RegistryError, match="Check that the MLflow server runs"):
         ModelRegistry("http://127.0.0.1:9").list()
+
+
+@pytest.mark.parametrize("uri", ["http://alice:hunter2@127.0.0.1:9", "nosuch://alice:hunter2@127.0.0.1:9/db"])
+def test_the_password_of_a_registry_that_cannot_be_reached_is_not_told(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9") as caught:
+        ModelRegistry(uri).list()
+
+    assert "hunter2" not in str(caught.value)

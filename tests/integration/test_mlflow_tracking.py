@@ -85,6 +85,19 @@ def test_a_secret_is_not_in_the_database(tracker, tmp_path: Path):
     assert b"s3cret-value" not in (tmp_path / "mlflow.db").read_bytes()
 
 
+def test_a_url_s_password_is_not_in_the_database(tracker, client, tmp_path: Path):
+    url = "postgresql://reader:s3cret-value@db/digits"
+    settings = {"data": url, "shards": [url, url], "prompt": "x" * (6000 - len(url) // 2) + url}
+
+    with pytest.raises(ValueError, match="s3cret"), tracker.start_run("exp-001", settings, {"source": url}) as run:
+        raise ValueError(f"cannot connect to {url}")
+
+    data = client.get_run(run.run_id).data
+    assert data.params["data"] == data.tags["source"] == "postgresql://***@db/digits"
+    assert data.tags["production_ml.error"] == "ValueError: cannot connect to postgresql://***@db/digits"
+    assert b"s3cret-v" not in (tmp_path / "mlflow.db").read_bytes()
+
+
 def test_a_run_that_raised_has_failed_and_says_why(tracker, client):
     with pytest.raises(ZeroDivisionError), tracker.start_run("exp-001") as run:
         1 / 0  # noqa: B018  (the point is that it raises)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,19 @@ def test_data_that_was_added_is_listed_and_got(run, table):
     assert listed == [added]
     assert Path(got).read_text() == table.read_text()
     assert "digits" in run("data", "list").stdout
+
+
+def test_a_damaged_dataset_is_listed_as_such_beside_the_sound_ones(run, table):
+    lost = json.loads(run("data", "add", "lost", str(table), "--json").stdout)
+    table.write_text("pixel\n1\n")
+    run("data", "add", "sound", str(table))
+    shutil.rmtree(Path(lost["directory"]).parent)
+
+    listed = json.loads(run("data", "list", "--json").stdout)
+
+    assert [(version["name"], version["problem"] is None) for version in listed] == [("lost", False), ("sound", True)]
+    assert "DAMAGED" in run("data", "list").stdout
+    assert run("data", "get", "sound").exit_code == ExitCode.OK
 
 
 @pytest.mark.parametrize(("limit", "exit_code"), [(16, ExitCode.OK), (15, ExitCode.REFUSED)])

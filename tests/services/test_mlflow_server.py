@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from production_ml.core.errors import DamagedFileError
+from production_ml.core.errors import DamagedFileError, RegistryError
 from production_ml.mlops.evaluation_gate import AtLeast, EvaluationGate
 from production_ml.mlops.experiment_tracking import ExperimentTracker
 from production_ml.mlops.model_package import ModelPackage, TensorSpec, create_package
@@ -85,3 +85,12 @@ def test_a_package_travels_to_the_server_and_back_through_the_gate(server, packa
     with pytest.raises(DamagedFileError):
         ModelRegistry(address, cache_directory=tmp_path / "other-cache").resolve("digits")
     assert not any((tmp_path / "other-cache").iterdir())
+
+
+def test_a_password_in_the_address_is_sent_but_not_told(server):
+    address = server[0].replace("://", "://alice:hunter2@")
+
+    with pytest.raises(RegistryError, match="No model is called 'nosuch'") as caught:
+        ModelRegistry(address).show("nosuch")
+
+    assert "hunter2" not in str(caught.value)

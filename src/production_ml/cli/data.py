@@ -69,8 +69,11 @@ def list_datasets(store: Store = Path("datasets"), as_json: AsJson = False) -> N
     table = Table("Name", "Version", "Content", "Files", "Bytes", "Registered", "Description")
     for version in versions:
         files, size_bytes = str(len(version.files)), f"{version.size_bytes:,}"
-        row = (version.name, str(version.version), version.content_hash[:12], files, size_bytes)
-        table.add_row(*row, version.registered_at, version.description)
+        row = (version.name, str(version.version), version.content_hash[:12])
+        if version.problem is None:
+            table.add_row(*row, files, size_bytes, version.registered_at, version.description)
+        else:
+            table.add_row(*row, "", "", version.registered_at, f"DAMAGED: {version.problem}")
     Console().print(table)
 
 

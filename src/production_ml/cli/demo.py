@@ -43,6 +43,9 @@ def demo(
 
     Example: production-ml demo --keep-serving --port 8080
     """
+    from production_ml.demo import require_packages
+
+    require_packages()
     from production_ml.demo.children import Children
     from production_ml.demo.display import open_display
     from production_ml.demo.story import Story

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from production_ml.core.clock import SYSTEM_CLOCK, Clock
 from production_ml.core.errors import InputFileError, RegistryError
-from production_ml.core.redaction import REDACTED, is_secret
+from production_ml.core.redaction import redact, redact_text
 from production_ml.core.structured_logging import log_event
 from production_ml.mlops.mlflow_connection import MlflowConnection
 
@@ -98,7 +98,7 @@ class ExperimentTracker:
 
 
 class TrackedRun:
-    """An open run. Values of settings whose name says "secret" are replaced by `***` before they leave the process."""
+    """An open run. Secrets, by a setting's name or in a URL, are replaced by `***` before they leave the process."""
 
     def __init__(self, connection: MlflowConnection, run_id: str) -> None:
         self.run_id = run_id
@@ -110,7 +110,7 @@ class TrackedRun:
         Raises:
             RegistryError: MLflow did not take them; it lets nobody change a setting that is already recorded.
         """
-        entries = {_key(key): _cut(key, str(value), _LONGEST_PARAM) for key, value in flatten(params).items()}
+        entries = {_key(key): _text(key, value, _LONGEST_PARAM) for key, value in flatten(params).items()}
         for batch in _batches(entries.items(), _ENTRIES_PER_REQUEST):
             self._log_batch(params=[self._mlflow.entities.Param(key, value) for key, value in batch])
 
@@ -120,7 +120,7 @@ class TrackedRun:
         Raises:
             RegistryError: MLflow did not take them.
         """
-        entries = {_key(key): _cut(key, str(value), _LONGEST_TAG) for key, value in flatten(tags).items()}
+        entries = {_key(key): _text(key, value, _LONGEST_TAG) for key, value in flatten(tags).items()}
         for batch in _batches(entries.items(), _ENTRIES_PER_REQUEST):
             self._log_batch(tags=[self._mlflow.entities.RunTag(key, value) for key, value in batch])
 
@@ -157,17 +157,19 @@ class TrackedRun:
             self._mlflow.client.log_batch(self.run_id, **entries)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings, and mappings in lists, as one level with dotted keys; secrets as `***`."""
+    return _flatten(redact(values), "")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        if is_secret(str(name)):
-            flat[key] = REDACTED
-        elif isinstance(value, Mapping):
-            flat.update(flatten(value, f"{key}."))
-        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
-            flat.update(flatten({str(index): item for index, item in enumerate(value)}, f"{key}."))
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{key}."))
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            flat.update(_flatten({str(index): item for index, item in enumerate(value)}, f"{key}."))
         else:
             flat[key] = value
     return flat
@@ -177,7 +179,9 @@ def _key(name: str) -> str:
     return _FORBIDDEN_IN_KEYS.sub("_", name)[:_LONGEST_KEY]
 
 
-def _cut(key: str, value: str, longest: int) -> str:
+def _text(key: str, setting: Any, longest: int) -> str:
+    # A URL may be an object and no string; and a cut through a password would hide from redaction that it is one.
+    value = redact_text(str(setting))
     if len(value) <= longest:
         return value
     log_event(

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from production_ml.core.errors import MissingDependencyError, RegistryError
+from production_ml.core.redaction import redact_text
 
 TRACKING_URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 _DATABASE: Final = "mlflow.db"
@@ -66,7 +67,14 @@ class MlflowConnection:
             cure = "Check that the MLflow server runs and is the one meant by MLFLOW_TRACKING_URI."
         else:
             cure = "Check that the database is writable and, if MLflow is newer than it, run: mlflow db upgrade URI"
-        return RegistryError(f"Could not {intent} at {self.tracking_uri}: {_first_line(problem)}", cure=cure)
+        # The problem too: MLflow and SQLAlchemy like to repeat the address they were given.
+        told = redact_text(_first_line(problem))
+        return RegistryError(f"Could not {intent} at {self.public_uri}: {told}", cure=cure)
+
+    @property
+    def public_uri(self) -> str:
+        """The tracking URI as a message may show it: without a password."""
+        return redact_text(self.tracking_uri)
 
     def experiment(self, name: str) -> str:
         """The id of the experiment, which is made if need be.

@@ -10,11 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from safetensors.torch import save_model
-
 from production_ml.core.errors import ConfigError, MissingDependencyError, ProductionMLError
 from production_ml.mlops.model_package import ModelPackage, TensorSpec, create_package
+
+try:
+    import torch
+    from safetensors.torch import save_model
+except ModuleNotFoundError as missing:
+    if missing.name not in ("torch", "safetensors"):
+        raise
+    raise MissingDependencyError(missing.name, extra="torch", purpose="Exporting a model") from missing
 
 ONNX_FILE: Final = "model.onnx"
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -75,27 +80,33 @@ def export_onnx(
     _check_inputs(example_inputs, input_names)
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    with _ready_for_export(module):
-        examples = [example.detach().cpu() for example in example_inputs]
-        batches = (examples, [_larger_batch(example) for example in examples])
-        expected = [_run_module(module, batch) for batch in batches]
-        _check_names("output_names", output_names, expected[0])
-        # Not save_file: that one refuses tensors which share memory, such as tied embeddings.
-        save_model(module, str(target / WEIGHTS_FILE))
-        _write_onnx(module, examples, target / ONNX_FILE, input_names, output_names)
+    examples = [example.detach().cpu() for example in example_inputs]
+    batches = (examples, [_larger_batch(example) for example in examples])
+    expected = _write_files(module, batches, target, input_names, output_names)
     session = _session(target / ONNX_FILE)
     for batch, outputs in zip(batches, expected, strict=True):
         found = _run_session(session, input_names, output_names, batch)
         _check_agreement(output_names, outputs, found, relative_tolerance, absolute_tolerance)
-    return create_package(
-        target,
-        name=name,
-        runtime="onnx",
-        inputs=_specs(input_names, examples),
-        outputs=_specs(output_names, expected[0]),
-        files={file: target / file for file in (ONNX_FILE, WEIGHTS_FILE)},
-        metadata=metadata,
-    )
+    interface = {"inputs": _specs(input_names, examples), "outputs": _specs(output_names, expected[0])}
+    files = {file: target / file for file in (ONNX_FILE, WEIGHTS_FILE)}
+    return create_package(target, name=name, runtime="onnx", **interface, files=files, metadata=metadata)
+
+
+def _write_files(
+    module: torch.nn.Module,
+    batches: Sequence[Sequence[torch.Tensor]],
+    target: Path,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> list[list[torch.Tensor]]:
+    """Write the weights and the ONNX file, traced on the first batch; returns the module's outputs for each batch."""
+    with _ready_for_export(module):
+        expected = [_run_module(module, batch) for batch in batches]
+        _check_names("output_names", output_names, expected[0])
+        # Not save_file: that one refuses tensors which share memory, such as tied embeddings.
+        save_model(module, str(target / WEIGHTS_FILE))
+        _write_onnx(module, batches[0], target / ONNX_FILE, input_names, output_names)
+    return expected
 
 
 @contextlib.contextmanager

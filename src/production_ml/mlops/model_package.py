@@ -1,4 +1,4 @@
-"""A model package: a directory of weights and a described interface, every file hashed, nothing in it executable."""
+"""A model package: a directory of weights and a described interface, all of it hashed, nothing in it executable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from production_ml.core.errors import DamagedFileError, InputFileError
 from production_ml.storage.hashing import hash_bytes, hash_file
 
 DESCRIPTION_FILE = "model.json"
-FORMAT_VERSION = 1
+# Version 1 hashed the files alone: who swapped the outputs' names, or the runtime, kept the hash and its verdict.
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +45,8 @@ class ModelPackage:
 
     @property
     def content_hash(self) -> str:
-        """One digest for the whole package; a verdict is bound to it."""
-        return hash_bytes(json.dumps(sorted(self.files.items())).encode())
+        """One digest for the files and everything that is said about them; a verdict is bound to it."""
+        return hash_bytes(json.dumps(_describe(self), sort_keys=True).encode())
 
     def file(self, name: str) -> Path:
         """The path of a file that belongs to the package."""
@@ -77,17 +78,10 @@ def create_package(
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         files={target: hash_file(directory / target) for target in files},
-        metadata=dict(metadata or {}),
+        # As it will be read: JSON makes a key of 10 into "10", which sorts, and so hashes, otherwise.
+        metadata=json.loads(json.dumps(dict(metadata or {}))),
     )
-    description = {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "runtime": runtime,
-        "inputs": [asdict(spec) for spec in package.inputs],
-        "outputs": [asdict(spec) for spec in package.outputs],
-        "files": dict(package.files),
-        "metadata": dict(package.metadata),
-    }
+    description = {**_describe(package), "content_hash": package.content_hash}
     (directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
     return package
 
@@ -96,8 +90,8 @@ def open_package(directory: Path) -> ModelPackage:
     """Read and verify a package.
 
     Raises:
-        InputFileError: There is no package, or its description cannot be read.
-        DamagedFileError: A file is missing or does not match its hash.
+        InputFileError: There is no package, its description cannot be read, or another release wrote it.
+        DamagedFileError: A file, or the description, does not match its hash.
     """
     path = directory / DESCRIPTION_FILE
     package = _parse(path, directory)
@@ -106,10 +100,23 @@ def open_package(directory: Path) -> ModelPackage:
     return package
 
 
+def _describe(package: ModelPackage) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": package.name,
+        "runtime": package.runtime,
+        "inputs": [asdict(spec) for spec in package.inputs],
+        "outputs": [asdict(spec) for spec in package.outputs],
+        "files": dict(package.files),
+        "metadata": dict(package.metadata),
+    }
+
+
 def _parse(path: Path, directory: Path) -> ModelPackage:
     try:
         described = json.loads(path.read_text())
-        return ModelPackage(
+        _check_format(path, described["format_version"])
+        package = ModelPackage(
             directory=directory,
             name=described["name"],
             runtime=described["runtime"],
@@ -118,10 +125,23 @@ def _parse(path: Path, directory: Path) -> ModelPackage:
             files=dict(described["files"]),
             metadata=dict(described["metadata"]),
         )
+        expected = str(described["content_hash"])
     except FileNotFoundError:
         raise InputFileError(path, "not found, so this is no model package") from None
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise InputFileError(path, f"is not a readable model description ({problem!r})") from problem
+    _check_hash(path, expected, package.content_hash)
+    return package
+
+
+def _check_format(path: Path, version: Any) -> None:
+    if version != FORMAT_VERSION:
+        raise InputFileError(
+            path,
+            f"is a model package of format version {version!r}; this release reads version {FORMAT_VERSION}",
+            meaning="The model is not loaded: what its hash covers is not known here.",
+            cure="Export it again from its checkpoint, or use the release that wrote it.",
+        )
 
 
 def _specs(described: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
@@ -133,7 +153,10 @@ def _specs(described: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
 def _check_file(path: Path, expected: str) -> None:
     if not path.is_file():
         raise DamagedFileError(path, "is listed in the model package but missing")
-    found = hash_file(path)
+    _check_hash(path, expected, hash_file(path))
+
+
+def _check_hash(path: Path, expected: str, found: str) -> None:
     if found != expected:
         raise DamagedFileError(
             path,

@@ -197,7 +197,7 @@ class ModelRegistry:
                 return self._read(found)
         known = ", ".join(model.name for model in self.list()) or "none"
         raise RegistryError(
-            f"No model is called {name!r} in {self.tracking_uri}.",
+            f"No model is called {name!r} in {self._mlflow.public_uri}.",
             meaning=f"Known models: {known}.",
             cure="Register one, or point MLFLOW_TRACKING_URI at the registry that has it.",
         )

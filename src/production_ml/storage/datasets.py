@@ -15,8 +15,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +46,8 @@ class DatasetVersion:
     size_bytes: int
     description: str
     registered_at: str
+    problem: str | None = None
+    """Why it cannot be used; only `DatasetStore.list` shows such versions, without their files."""
 
     @property
     def path(self) -> Path:
@@ -55,6 +57,17 @@ class DatasetVersion:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "directory": str(self.directory), "path": str(self.path)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What `versions/<name>/<n>.json` binds together."""
+
+    name: str
+    version: int
+    content_hash: str
+    description: str
+    registered_at: str
 
 
 class DatasetStore:
@@ -84,7 +97,7 @@ class DatasetStore:
         content_hash = _content_hash({target: hash_file(source) for target, source in sources.items()})
         if not self._content(content_hash).is_dir():
             content_hash = self._add_content(sources)
-        return self._verified(self._bind(name, content_hash, description))
+        return self._verified(self._read_version(self._bind(name, content_hash, description)))
 
     def get(self, name: str, version: int | str = LATEST) -> DatasetVersion:
         """The version of that number, `latest`, or a hash's first digits, after every file was hashed again.
@@ -93,13 +106,16 @@ class DatasetStore:
             DatasetError: There is no such dataset or version, or the prefix fits several.
             DamagedFileError: A file is not what was registered; the error names it.
         """
-        return self._verified(self._choose(name, str(version)))
+        return self._verified(self._read_version(self._choose(name, str(version))))
 
     def list(self) -> tuple[DatasetVersion, ...]:
-        """All versions by name and number, as recorded: their files are not read."""
+        """All versions by name and number, as recorded: their files are not read.
+
+        One whose record of files is lost or damaged is listed with its `problem`.
+        """
         holder = self.root / "versions"
         names = sorted(entry.name for entry in holder.iterdir()) if holder.is_dir() else []
-        return tuple(version for name in names for version in self._versions(name))
+        return tuple(self._listed(record) for name in names for record in self._records(name))
 
     def _sources(self, files: Path) -> dict[str, Path]:
         if not files.exists():
@@ -108,7 +124,7 @@ class DatasetStore:
             return {files.name: files}
         if self.root.resolve().is_relative_to(files.resolve()):
             raise DatasetError(f"{files} holds the dataset store {self.root}: a store cannot be registered in itself.")
-        sources = {path.relative_to(files).as_posix(): path for path in sorted(files.rglob("*")) if path.is_file()}
+        sources = {path.relative_to(files).as_posix(): path for path in _files_below(files)}
         if not sources:
             raise DatasetError(f"{files}: the directory holds no file, so there is nothing to register.")
         return sources
@@ -140,44 +156,38 @@ class DatasetStore:
                 raise
         fsync_directory(target.parent)
 
-    def _bind(self, name: str, content_hash: str, description: str) -> DatasetVersion:
+    def _bind(self, name: str, content_hash: str, description: str) -> _Record:
         while True:
-            versions = self._versions(name)
+            versions = self._records(name)
             for version in versions:
                 if version.content_hash == content_hash:
                     return version
-            record = {
-                "format_version": _FORMAT_VERSION,
-                "name": name,
-                "version": versions[-1].version + 1 if versions else 1,
-                "content_hash": content_hash,
-                "description": description,
-                "registered_at": iso_utc(self._clock.wall_seconds()),
-            }
-            if _create_durably(self.root / "versions" / name / f"{record['version']}.json", record):
-                return self._read_version(record)
+            number = versions[-1].version + 1 if versions else 1
+            record = _Record(name, number, content_hash, description, iso_utc(self._clock.wall_seconds()))
+            stated = {"format_version": _FORMAT_VERSION, **asdict(record)}
+            if _create_durably(self.root / "versions" / name / f"{number}.json", stated):
+                return record
 
-    def _versions(self, name: str) -> tuple[DatasetVersion, ...]:
-        records = (_read_json(path) for path in (self.root / "versions" / name).glob("[0-9]*.json"))
-        return tuple(sorted((self._read_version(record) for record in records), key=lambda version: version.version))
+    def _records(self, name: str) -> tuple[_Record, ...]:
+        records = (_read_record(path) for path in (self.root / "versions" / name).glob("[0-9]*.json"))
+        return tuple(sorted(records, key=lambda record: record.version))
 
-    def _read_version(self, record: Mapping[str, Any]) -> DatasetVersion:
-        content = self._content(record["content_hash"])
-        manifest = _read_json(content / MANIFEST_FILE)
-        return DatasetVersion(
-            name=record["name"],
-            version=record["version"],
-            content_hash=record["content_hash"],
-            directory=content / "data",
-            files={target: file["hash"] for target, file in manifest["files"].items()},
-            size_bytes=sum(file["size_bytes"] for file in manifest["files"].values()),
-            description=record["description"],
-            registered_at=record["registered_at"],
-        )
+    def _read_version(self, record: _Record) -> DatasetVersion:
+        """Only of a version that is asked for: a lost content directory must not take the others with it."""
+        content = self._content(record.content_hash)
+        files, size_bytes = _read_manifest(content / MANIFEST_FILE, record.content_hash)
+        return DatasetVersion(**asdict(record), directory=content / "data", files=files, size_bytes=size_bytes)
 
-    def _choose(self, name: str, wanted: str) -> DatasetVersion:
+    def _listed(self, record: _Record) -> DatasetVersion:
+        try:
+            return self._read_version(record)
+        except DamagedFileError as damage:
+            directory = self._content(record.content_hash) / "data"
+            return DatasetVersion(**asdict(record), directory=directory, files={}, size_bytes=0, problem=damage.what)
+
+    def _choose(self, name: str, wanted: str) -> _Record:
         check_name("dataset name", name)
-        versions = self._versions(name)
+        versions = self._records(name)
         if not versions:
             raise _unknown_name(name, sorted({version.name for version in self.list()}), self.root)
         if wanted == LATEST:
@@ -192,8 +202,6 @@ class DatasetStore:
         return fitting[0]
 
     def _verified(self, dataset: DatasetVersion) -> DatasetVersion:
-        if _content_hash(dataset.files) != dataset.content_hash:
-            raise _damaged(dataset.directory.parent / MANIFEST_FILE, "does not match the hash of the dataset")
         for name, expected in dataset.files.items():
             path = dataset.directory / name
             if not path.is_file():
@@ -214,6 +222,25 @@ def parse_reference(reference: str) -> tuple[str, str]:
     if colon and not version:
         raise ConfigError("dataset", reference, "has no version after the colon", cure="Write NAME or NAME:VERSION.")
     return name, version or LATEST
+
+
+def _files_below(directory: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Every file, through links too: what a link leads to is part of the data. What cannot be kept is refused."""
+    real = directory.resolve()
+    if real in above:
+        raise DatasetError(f"{directory}: the link leads back to a directory that holds it, so copying would not end.")
+    try:
+        entries = sorted(directory.iterdir())
+    except OSError as problem:
+        raise DatasetError(f"{directory}: cannot be listed ({problem.strerror}).") from problem
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files_below(entry, (*above, real))
+        elif entry.is_file():
+            yield entry
+        else:
+            what = "a link that leads to nothing" if entry.is_symlink() else "neither a file nor a directory"
+            raise DatasetError(f"{entry}: is {what}, so it cannot be registered.", cure="Remove or mend it.")
 
 
 def _content_hash(files: Mapping[str, str]) -> str:
@@ -255,6 +282,27 @@ def _create_durably(path: Path, record: Mapping[str, Any]) -> bool:
     return True
 
 
+def _read_record(path: Path) -> _Record:
+    stated = _read_json(path)
+    try:
+        return _Record(**{field.name: stated[field.name] for field in fields(_Record)})
+    except KeyError as missing:
+        raise _damaged(path, f"has no {missing}") from None
+
+
+def _read_manifest(path: Path, content_hash: str) -> tuple[dict[str, str], int]:
+    """The hash of each file, and the size of all."""
+    stated = _read_json(path)
+    try:
+        files = {target: str(file["hash"]) for target, file in stated["files"].items()}
+        size_bytes = sum(int(file["size_bytes"]) for file in stated["files"].values())
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise _damaged(path, f"is no readable record of files ({problem!r})") from problem
+    if _content_hash(files) != content_hash:
+        raise _damaged(path, "does not match the hash of the dataset")
+    return files, size_bytes
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
@@ -280,7 +328,7 @@ def _unknown_name(name: str, known: list[str], root: Path) -> DatasetError:
     )
 
 
-def _no_single_version(name: str, wanted: str, versions: tuple[DatasetVersion, ...], *, several: bool) -> DatasetError:
+def _no_single_version(name: str, wanted: str, versions: tuple[_Record, ...], *, several: bool) -> DatasetError:
     problem = "several versions have a hash that begins so" if several else "there is no such version"
     known = ", ".join(f"{version.version} ({version.content_hash[:8]})" for version in versions)
     return DatasetError(

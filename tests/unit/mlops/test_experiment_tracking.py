@@ -23,12 +23,14 @@ def test_a_secret_does_not_leave_at_any_depth():
         "hub": {"token": "s3cret"},
         "sinks": [{"password": "s3cret"}],
         "credentials": {"user": "s3cret"},
+        "grid": [[{"token": "s3cret"}]],
+        "url": ["https://s3cret@host"],
     }
 
     flat = flatten(settings)
 
     assert "s3cret" not in str(flat)
-    assert set(flat.values()) == {"***"}
+    assert set(flat) == {"wandb_api_key", "hub.token", "sinks.0.password", "credentials", "grid", "url"}
 
 
 def test_a_setting_that_only_sounds_like_a_secret_stays():

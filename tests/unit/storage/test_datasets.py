@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from production_ml.core.errors import ConfigError, DamagedFileError, DatasetError
-from production_ml.storage.datasets import DatasetStore, parse_reference
+from production_ml.storage.datasets import DatasetStore, DatasetVersion, parse_reference
 
 
 @pytest.fixture
@@ -158,6 +160,78 @@ def test_a_manifest_that_was_edited_to_fit_the_damage_is_noticed(store, table):
 
     with pytest.raises(DamagedFileError, match=r"dataset\.json"):
         store.get("digits")
+
+
+@pytest.fixture
+def three_versions(store: DatasetStore, table: Path) -> list[DatasetVersion]:
+    contents = ("one\n", "two\n", "three\n")
+    return [store.register("digits", table) for content in contents if table.write_text(content)]
+
+
+def test_a_lost_content_directory_takes_no_other_version_with_it(store, three_versions, table):
+    shutil.rmtree(three_versions[0].directory.parent)
+
+    assert store.get("digits", 2) == three_versions[1]
+    assert store.get("digits") == three_versions[2]
+    assert store.get("digits", three_versions[1].content_hash[:8]) == three_versions[1]
+    with pytest.raises(DamagedFileError, match="is missing from the dataset store"):
+        store.get("digits", 1)
+    table.write_text("four\n")
+    assert store.register("digits", table).version == 4
+
+
+@pytest.mark.parametrize("manifest", [None, "", "{}", '{"files": []}', '{"files": {"a": {"hash": "0"}}}'])
+def test_the_list_shows_which_version_is_damaged_beside_the_sound_ones(store, three_versions, manifest):
+    path = three_versions[1].directory.parent / "dataset.json"
+    path.unlink()
+    if manifest is not None:
+        path.write_text(manifest)
+
+    listed = store.list()
+
+    assert (listed[0], listed[2]) == (three_versions[0], three_versions[2])
+    assert (listed[1].version, listed[1].content_hash) == (2, three_versions[1].content_hash)
+    assert str(path) in listed[1].problem
+    assert json.loads(json.dumps(listed[1].to_dict()))["problem"] == listed[1].problem
+
+
+def test_a_lost_content_directory_comes_back_with_its_source(store, table):
+    registered = store.register("digits", table)
+    shutil.rmtree(registered.directory.parent)
+
+    assert store.register("digits", table) == registered
+    assert store.get("digits") == registered
+
+
+def test_a_linked_directory_belongs_to_the_data(store, folder, tmp_path):
+    (tmp_path / "elsewhere" / "deeper").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deeper" / "1.bin").write_bytes(b"1")
+    (folder / "test").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (folder / "again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+
+    got = store.register("images", folder)
+
+    assert set(got.files) == {"labels.csv", "train/0.bin", "test/deeper/1.bin", "again/deeper/1.bin"}
+    assert (got.path / "test" / "deeper" / "1.bin").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../train", "absent", "link"])
+def test_a_link_that_cannot_be_kept_is_named(store, folder, target):
+    link = folder / "train" / "link"
+    link.symlink_to(target)
+
+    with pytest.raises(DatasetError, match="link") as caught:
+        store.register("images", folder)
+
+    assert str(link) in str(caught.value)
+    assert store.list() == ()
+
+
+def test_what_is_no_file_is_not_passed_over(store, folder):
+    os.mkfifo(folder / "pipe")
+
+    with pytest.raises(DatasetError, match="pipe: is neither a file nor a directory"):
+        store.register("images", folder)
 
 
 def test_registering_the_source_again_does_not_hide_damage(store, table):
