@@ -162,9 +162,16 @@ def test_every_link_between_documents_leads_somewhere(document):
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
-def test_the_readme_s_python_runs(run_script):
-    for block in blocks(ROOT / "README.md", "python"):
-        run_script(USERS_SCRIPT + block)
+def test_the_readme_s_loop_trains_each_batch_once_over_all_restarts(run_script):
+    (loop,) = blocks(ROOT / "README.md", "python")
+    killed = "if loss_count[0] == 3: checkpoints.wait(); os._exit(0)\n    "
+    prelude = USERS_SCRIPT + "import os\nloss_count = [0]\n"
+    counted = loop.replace("    monitor.log(", "    loss_count[0] += 1; print('trained', flush=True)\n    monitor.log(")
+
+    first = run_script(prelude + counted.replace("\ncheckpoints.close()", f"    {killed}\ncheckpoints.close()") + "\n")
+    second, third = (run_script(prelude + counted) for _ in range(2))
+
+    assert [run.count("trained") for run in (first, second, third)] == [3, 2, 0]
 
 
 def test_the_readme_s_commands_run(tmp_path):

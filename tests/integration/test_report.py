@@ -72,6 +72,13 @@ def test_a_killed_script_that_was_started_again_is_told_as_a_recovery(tmp_path, 
     assert "hunter2" not in page
 
 
+def test_a_script_that_never_closes_its_monitor_has_finished_all_the_same(tmp_path, invoke):
+    script = TRAIN.replace("with TrainingMonitor(", "monitor = TrainingMonitor(").replace(" as monitor:", "\nif True:")
+    subprocess.run([sys.executable, "-c", script, "0", "5", "end"], cwd=tmp_path, check=True)
+
+    assert json.loads(invoke(str(tmp_path / "run"), "--json").stdout)["outcome"] == "finished"
+
+
 def test_an_exception_is_shown_with_its_traceback(tmp_path, invoke):
     assert train(tmp_path, 0, 5, "raise") == 1
 

@@ -55,7 +55,7 @@ def list_checkpoints(directory: Directory, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(directory: Directory, as_json: AsJson = False) -> None:
-    """Check every byte of every checkpoint against its hash; the exit code is 3 where one is damaged.
+    """Check every byte of every checkpoint against its hash; the exit code is 3 where one is damaged, 2 where none is.
 
     Each damaged file is named, with the tensor that is hit. Nothing is changed. Checkpoints in quarantine/ are not
     looked at: they are known to be damaged.
@@ -65,6 +65,13 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
     from production_ml.fault_tolerance.checkpoint_format import verify_all
 
     damage = verify_all(_open(directory))
+    if not damage:
+        # A check of nothing that says "sound" would be green for ever with a wrong path.
+        raise InputFileError(
+            directory,
+            "holds no checkpoints, so there is nothing to verify",
+            cure="Name the directory that was given to CheckpointManager(checkpoint_dir=...), with step-… in it.",
+        )
     if as_json:
         listed: list[dict[str, Any]] = [
             {"step": step, "sound": not found, "damage": [item.to_dict() for item in found]}
@@ -76,8 +83,6 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
             typer.echo(f"step {step}: {'DAMAGED' if found else 'sound'}")
             for item in found:
                 typer.echo(f"  {item}")
-        if not damage:
-            typer.echo(f"{directory} holds no checkpoints.")
     if any(damage.values()):
         raise typer.Exit(ExitCode.DAMAGED)
 

@@ -68,11 +68,19 @@ def demo(
                 typer.echo(json.dumps(asdict(story.outcome), indent=2))
             if keep_serving:
                 console.print(f"Serving at [bold]{story.url}[/] until Ctrl-C.")
-                story.server.process.wait()
-                story.server.require_success()
+                _serve_until_interrupted(console, story)
         except KeyboardInterrupt:
             console.print(f"Interrupted; every process of the demo is being ended. What there is lies in {directory}.")
             raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _serve_until_interrupted(console: Console, story: Story) -> None:
+    try:
+        story.server.process.wait()
+    except KeyboardInterrupt:
+        console.print("Stopped; the server is being ended.")
+    else:
+        story.server.require_success()
 
 
 def _print_end(console: Console, story: Story, report: Path, seconds: float) -> None:

@@ -301,5 +301,6 @@ def _prepared(checkpoint_dir: str | os.PathLike[str]) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise write_error(f"{path}: cannot be a checkpoint directory", problem) from problem
+        meaning = "Nothing was saved or loaded, and nothing is lost."
+        raise write_error(f"{path}: cannot be a checkpoint directory", problem, meaning=meaning) from problem
     return path

@@ -80,7 +80,7 @@ class TrainingMonitor:
         _close_earlier(asked)
         self._record = RankRecord(self._run, env)
         _monitors[asked] = self
-        finalize(self, self._record.close).atexit = False  # a script that ends without closing says nothing of it
+        finalize(self, self._record.close)  # at the script's end too: one that never calls close() has finished as well
         self._record.note("run_started" if env.attempt == 0 else "run_restarted", **_environment(config or {}))
         wanted = tuple(sink for sink in sinks if env.node_rank == 0 or sink in ON_EVERY_NODE)
         self.metrics_url: str | None = None

@@ -74,7 +74,7 @@ def _as_ranks_tell(log: RunLog) -> Ending | None:
             if sourced.record.name == CLOSED_EVENT:
                 closed.add(sourced.source.rank)
     if writers and writers == closed:
-        return Ending(Outcome.FINISHED, "every rank closed its monitor")
+        return Ending(Outcome.FINISHED, "every rank closed its monitor or came to the end of its script")
     return None
 
 

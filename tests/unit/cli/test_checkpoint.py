@@ -86,8 +86,9 @@ def test_damage_is_named_by_file_and_tensor_and_ends_with_its_own_exit_code(run,
     assert f"{found['file']}: tensor 'model.bias' does not match its hash" in result.stdout
 
 
-def test_an_empty_directory_is_no_error(run, tmp_path):
-    assert "holds no checkpoints" in run("verify", str(tmp_path)).stdout
+def test_a_check_of_nothing_does_not_pass(run, tmp_path):
+    with pytest.raises(InputFileError, match="nothing to verify"):
+        run("verify", str(tmp_path))
 
 
 @pytest.mark.parametrize("command", ["list", "verify"])

@@ -28,6 +28,8 @@ MAX_RESTARTS = 3
 """torchrun's default is 0: a job that needs no launcher's help. This launcher is there to restart."""
 _DEFAULT_MASTER_PORT = 29500
 _NO_RUN_ID = "none"
+_LOOPBACK = "127.0.0.1"
+"""torchrun's default for --master-addr."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +70,8 @@ def parse_arguments(arguments: Sequence[str]) -> LaunchPlan:
     is_single_node = _max_nodes(given.nnodes) == 1
     if given.standalone and not is_single_node:
         raise ConfigError("--nnodes", given.nnodes, "cannot go together with --standalone, which means one node")
+    if not is_single_node:
+        _check_meeting_point(given)
     fixed_port = given.master_port or 0
     run, name = _run_directory(given)
     if is_single_node and given.rdzv_id == _NO_RUN_ID:
@@ -151,6 +155,17 @@ def _max_nodes(text: str) -> int:
     if not 0 < smallest <= largest:
         raise ConfigError("--nnodes", text, "must be at least 1, and MIN not above MAX")
     return int(largest)
+
+
+def _check_meeting_point(given: Namespace) -> None:
+    """Without one, every node would wait on its own loopback address for the others, deaf until a timeout."""
+    if not given.rdzv_endpoint and not given.master_port and given.master_addr == _LOOPBACK:
+        raise ConfigError(
+            "--rdzv-endpoint",
+            given.rdzv_endpoint,
+            f"must be given where --nnodes is {given.nnodes}: the nodes have to find each other",
+            cure="For example: --rdzv-backend c10d --rdzv-endpoint first-node:29400 --rdzv-id my-job, on every node.",
+        )
 
 
 def _run_directory(given: Namespace) -> tuple[RunDirectory, str]:

@@ -51,8 +51,8 @@ class SaveOrder:
         return self.directory.incomplete(self.step, self.save_id)
 
 
-def write_error(what: str, problem: OSError) -> CheckpointWriteError:
+def write_error(what: str, problem: OSError, *, meaning: str = UNCHANGED) -> CheckpointWriteError:
     """The error for a file system that does not take a checkpoint; `what` was tried."""
     reason = problem.strerror or str(problem)
     cure = _CURES.get(problem.errno or 0, "Check the file system; the next save tries again.")
-    return CheckpointWriteError(f"{what}: {reason}.", meaning=UNCHANGED, cure=cure)
+    return CheckpointWriteError(f"{what}: {reason}.", meaning=meaning, cure=cure)

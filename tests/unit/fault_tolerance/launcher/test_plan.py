@@ -115,6 +115,7 @@ def test_signals_are_read_by_name():
         ["--nnodes", "2:1", "train.py"],
         ["--nnodes", "many", "train.py"],
         ["--nnodes", "2", "--standalone", "train.py"],
+        ["--nnodes", "2", "train.py"],
         ["--max-restarts", "-1", "train.py"],
         ["--max-restarts", "x", "train.py"],
         ["--monitor-interval", "0", "train.py"],
