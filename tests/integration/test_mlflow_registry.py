@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from production_ml.core.errors import DamagedFileError, PromotionRefusedError, RegistryError
+from production_ml.core.errors import (
+    DamagedFileError,
+    ExitCode,
+    PromotionRefusedError,
+    RegistryError,
+    UnknownModelError,
+)
 from production_ml.mlops.evaluation_gate import AtLeast, EvaluationGate
 from production_ml.mlops.experiment_tracking import ExperimentTracker
 from production_ml.mlops.model_package import ModelPackage, TensorSpec, create_package
 from production_ml.mlops.model_registry import ModelRegistry
 
 GATE = EvaluationGate([AtLeast("accuracy", 0.9)])
+MILDER_GATE = EvaluationGate([AtLeast("accuracy", 0.5)], alias="challenger")
 
 
 @pytest.fixture
@@ -35,8 +42,8 @@ def make_package(tmp_path: Path):
     return make
 
 
-def judge(package: ModelPackage, accuracy: float = 0.95):
-    return GATE.decide({"accuracy": accuracy}, None, subject=package.content_hash)
+def judge(package: ModelPackage, accuracy: float = 0.95, gate: EvaluationGate = GATE):
+    return gate.decide({"accuracy": accuracy}, None, subject=package.content_hash)
 
 
 def test_a_champion_is_fetched_as_it_was_registered(registry, make_package):
@@ -62,6 +69,46 @@ def test_no_alias_moves_without_a_verdict(registry, make_package):
     assert registry.show("digits").aliases == {}
 
 
+def test_who_passed_as_challenger_does_not_become_champion(registry, make_package):
+    package = make_package(b"one")
+    registry.register(package, verdict=judge(package, gate=MILDER_GATE))
+    registry.promote("digits", 1, "challenger")
+
+    with pytest.raises(PromotionRefusedError, match="its verdict was decided for challenger, not for champion"):
+        registry.promote("digits", 1)
+
+    assert registry.show("digits").aliases == {"challenger": 1}
+
+
+def test_the_verdicts_for_two_aliases_live_side_by_side(registry, make_package, tracking_uri):
+    from mlflow import MlflowClient
+
+    package = make_package(b"one")
+    verdicts = {"challenger": judge(package, 0.6, MILDER_GATE), "champion": judge(package, 0.6)}
+    registry.register(package, verdict=verdicts["challenger"])
+    registry.record_verdict("digits", 1, verdicts["champion"])
+
+    with pytest.raises(PromotionRefusedError, match=r"observed 0\.6"):
+        registry.promote("digits", 1)
+    promoted = registry.promote("digits", 1, "challenger")
+
+    assert promoted.verdicts == verdicts
+    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    for alias, passed in (("challenger", "true"), ("champion", "false")):
+        wanted = f"name = 'digits' AND tags.`production_ml.verdict_passed.{alias}` = '{passed}'"
+        assert [found.version for found in client.search_model_versions(wanted)] == [1]
+
+
+def test_a_rollback_asks_for_the_verdict_of_the_alias_that_moves(registry, make_package):
+    packages = [make_package(weights) for weights in (b"one", b"two")]
+    for package in packages:
+        version = registry.register(package, verdict=judge(package, gate=MILDER_GATE)).version
+        registry.promote("digits", version, "challenger")
+    registry.record_verdict("digits", 1, judge(packages[0], 0.1))
+
+    assert registry.rollback("digits", "challenger").version == 1
+
+
 @pytest.mark.parametrize("accuracy", [0.5, math.nan])
 def test_a_refused_version_does_not_become_champion_and_the_old_one_stays(registry, make_package, accuracy):
     for weights, measured in ((b"one", 0.95), (b"two", accuracy)):
@@ -81,7 +128,7 @@ def test_a_verdict_about_another_package_cannot_be_recorded(registry, make_packa
     with pytest.raises(RegistryError, match="The verdict is about the package"):
         registry.record_verdict("digits", 1, judge(make_package(b"two")))
 
-    assert registry.show("digits").versions[0].verdict is None
+    assert registry.show("digits").versions[0].verdicts == {}
 
 
 def test_a_verdict_that_was_copied_onto_another_version_is_not_believed(registry, make_package, tracking_uri):
@@ -91,23 +138,36 @@ def test_a_verdict_that_was_copied_onto_another_version_is_not_believed(registry
     registry.register(good, verdict=judge(good))
     registry.register(make_package(b"bad"))
     client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
-    stolen = client.get_model_version("digits", "1").tags["production_ml.verdict"]
-    client.set_model_version_tag("digits", "2", "production_ml.verdict", stolen)
+    stolen = client.get_model_version("digits", "1").tags["production_ml.verdict.champion"]
+    client.set_model_version_tag("digits", "2", "production_ml.verdict.champion", stolen)
 
     with pytest.raises(PromotionRefusedError, match="another package"):
         registry.promote("digits", 2)
 
 
+def test_a_verdict_that_was_copied_to_another_alias_is_not_believed(registry, make_package, tracking_uri):
+    from mlflow import MlflowClient
+
+    package = make_package(b"one")
+    registry.register(package, verdict=judge(package, gate=MILDER_GATE))
+    client = MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    milder = client.get_model_version("digits", "1").tags["production_ml.verdict.challenger"]
+    client.set_model_version_tag("digits", "1", "production_ml.verdict.champion", milder)
+
+    with pytest.raises(PromotionRefusedError, match="decided for challenger, not for champion"):
+        registry.promote("digits", 1)
+
+
 def test_a_verdict_is_read_from_the_registry_by_whoever_promotes(registry, make_package, tracking_uri):
     package = make_package(b"one")
-    verdict = judge(package)
+    verdict = judge(package, gate=MILDER_GATE)
     registry.register(package)
     registry.record_verdict("digits", 1, verdict)
 
     promoted = ModelRegistry(tracking_uri).promote("digits", 1, "challenger")
 
     assert promoted.aliases == ("challenger",)
-    assert promoted.verdict == verdict
+    assert promoted.verdicts == {"challenger": verdict}
 
 
 def test_a_later_refusal_replaces_an_earlier_pass(registry, make_package):
@@ -204,7 +264,7 @@ def test_a_package_lies_with_the_run_that_trained_it(registry, make_package, tra
 
 def test_what_is_unknown_is_answered_with_what_is_known(registry, make_package):
     package = make_package(b"one")
-    registry.register(package, verdict=judge(package))
+    registry.register(package, verdict=judge(package, gate=MILDER_GATE))
     registry.promote("digits", 1, "challenger")
 
     for reference, known in [
@@ -212,8 +272,9 @@ def test_what_is_unknown_is_answered_with_what_is_known(registry, make_package):
         ("digits:7", "Known versions: 1"),
         ("digits@champion", r"Known aliases: challenger \(version 1\)"),
     ]:
-        with pytest.raises(RegistryError, match=known):
+        with pytest.raises(UnknownModelError, match=known) as caught:
             registry.resolve(reference)
+        assert caught.value.exit_code == ExitCode.BAD_INPUT
 
 
 def test_all_models_are_listed(registry, make_package):
@@ -253,8 +314,10 @@ def test_the_registry_does_not_depend_on_the_working_directory(make_package, mlf
 def test_a_server_that_does_not_answer_is_an_error_with_a_cure(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-    with pytest.raises(RegistryError, match="Check that the MLflow server runs"):
+    with pytest.raises(RegistryError, match="Check that the MLflow server runs") as caught:
         ModelRegistry("http://127.0.0.1:9").list()
+
+    assert caught.value.exit_code == ExitCode.FAILED
 
 
 @pytest.mark.parametrize("uri", ["http://alice:hunter2@127.0.0.1:9", "nosuch://alice:hunter2@127.0.0.1:9/db"])

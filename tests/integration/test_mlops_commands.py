@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from production_ml.cli import data, registry
-from production_ml.core.errors import ExitCode, InputFileError, PromotionRefusedError
+from production_ml.core.errors import ExitCode, InputFileError, PromotionRefusedError, UnknownModelError
 from production_ml.mlops.evaluation_gate import AtLeast, EvaluationGate
 from production_ml.mlops.model_package import TensorSpec, create_package
 from production_ml.mlops.model_registry import ModelRegistry
@@ -117,10 +117,12 @@ def test_a_promotion_and_a_rollback_are_seen_by_list_and_show(run, two_versions)
 
     shown = json.loads(run("registry", "show", "digits", "--json").stdout)
     assert shown["aliases"] == {"champion": 1}
-    assert [version["verdict"]["passed"] for version in shown["versions"]] == [True, True, False]
+    assert [version["verdicts"]["champion"]["passed"] for version in shown["versions"]] == [True, True, False]
     assert json.loads(run("registry", "list", "--json").stdout) == [shown]
     assert "champion → 1" in run("registry", "list").stdout
-    assert "refused" in run("registry", "show", "digits").stdout
+    printed = run("registry", "show", "digits").stdout
+    assert "champion: refused" in printed
+    assert "Version 3 refused for champion:\n  accuracy at least 0.9: observed 0.1" in printed
 
 
 def test_a_refused_promotion_leaves_through_the_exit_code_for_refusals(run, two_versions):
@@ -128,3 +130,19 @@ def test_a_refused_promotion_leaves_through_the_exit_code_for_refusals(run, two_
         run("registry", "promote", "digits", "3")
 
     assert caught.value.exit_code == ExitCode.REFUSED
+
+
+def test_a_verdict_for_the_champion_does_not_open_another_alias(run, two_versions):
+    with pytest.raises(PromotionRefusedError, match="decided for champion, not for challenger"):
+        run("registry", "promote", "digits", "1", "--alias", "challenger")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("show", "letters"), ("promote", "letters", "1"), ("promote", "digits", "9"), ("rollback", "digits")],
+)
+def test_what_the_registry_does_not_have_leaves_through_the_exit_code_for_bad_input(run, two_versions, arguments):
+    with pytest.raises(UnknownModelError) as caught:
+        run("registry", *arguments)
+
+    assert caught.value.exit_code == ExitCode.BAD_INPUT

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from production_ml.core.errors import DamagedFileError, RegistryError
+from production_ml.core.errors import DamagedFileError, UnknownModelError
 from production_ml.mlops.evaluation_gate import AtLeast, EvaluationGate
 from production_ml.mlops.experiment_tracking import ExperimentTracker
 from production_ml.mlops.model_package import ModelPackage, TensorSpec, create_package
@@ -75,6 +75,7 @@ def test_a_package_travels_to_the_server_and_back_through_the_gate(server, packa
         version = registry.register(package, run_id=run.run_id, verdict=verdict).version
     registry.promote("digits", version)
 
+    assert registry.show("digits").versions[0].verdicts == {"champion": verdict}
     champion = registry.resolve("digits")
     assert (champion.directory / "model.onnx").read_bytes() == b"one"
     assert champion.directory.is_relative_to(tmp_path / "cache")
@@ -90,7 +91,7 @@ def test_a_package_travels_to_the_server_and_back_through_the_gate(server, packa
 def test_a_password_in_the_address_is_sent_but_not_told(server):
     address = server[0].replace("://", "://alice:hunter2@")
 
-    with pytest.raises(RegistryError, match="No model is called 'nosuch'") as caught:
+    with pytest.raises(UnknownModelError, match="No model is called 'nosuch'") as caught:
         ModelRegistry(address).show("nosuch")
 
     assert "hunter2" not in str(caught.value)

@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from production_ml.mlops.evaluation_gate import CHAMPION, Verdict
 from production_ml.mlops.mlflow_connection import TRACKING_URI_VARIABLE
 from production_ml.mlops.model_registry import ModelRegistry
-from production_ml.mlops.registry_records import CHAMPION, ModelInfo, VersionInfo
+from production_ml.mlops.registry_records import ModelInfo, VersionInfo
 
 Name = Annotated[str, typer.Argument(help="The registered model's name.")]
 Alias = Annotated[str, typer.Option(help="The alias to move: champion, challenger or one of your own.")]
@@ -48,7 +49,7 @@ def list_models(tracking_uri: TrackingUri = None, as_json: AsJson = False) -> No
 
 @app.command()
 def show(name: Name, tracking_uri: TrackingUri = None, as_json: AsJson = False) -> None:
-    """Show one model: its versions, what the gate said about each, and who held which alias."""
+    """Show one model: its versions, what the gates said about each, for which alias, and who held which."""
     model = ModelRegistry(tracking_uri).show(name)
     if as_json:
         typer.echo(json.dumps(model.to_dict(), indent=2))
@@ -63,9 +64,11 @@ def promote(
     alias: Alias = CHAMPION,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Give an alias to a version, if a passing verdict about exactly this version is on record.
+    """Give an alias to a version, if a passing verdict for this alias about exactly this version is on record.
 
     Servers that follow the alias pick the version up. Without such a verdict nothing moves and the exit code is 4.
+
+    A verdict that was decided for challenger does not make a champion.
 
     Example: production-ml registry promote digits 3
     """
@@ -75,7 +78,7 @@ def promote(
 
 @app.command()
 def rollback(name: Name, alias: Alias = CHAMPION, tracking_uri: TrackingUri = None) -> None:
-    """Give an alias back to the version that held it before.
+    """Give an alias back to the version that held it before, if its verdict for this alias still passes.
 
     Example: production-ml registry rollback digits
     """
@@ -84,18 +87,30 @@ def rollback(name: Name, alias: Alias = CHAMPION, tracking_uri: TrackingUri = No
 
 
 def _print_model(model: ModelInfo) -> None:
-    table = Table("Version", "Aliases", "Verdict", "Content", "Run", "Registered", title=model.name)
+    table = Table("Version", "Aliases", title=model.name)
+    table.add_column("Verdicts", no_wrap=True)
+    for column in ("Content", "Run", "Registered"):
+        table.add_column(column)
     for version in model.versions:
-        aliases = ", ".join(version.aliases)
-        row = (str(version.version), aliases, _verdict_text(version), version.content_hash[:12], version.run_id[:12])
-        table.add_row(*row, version.registered_at)
+        verdicts = "\n".join(f"{alias}: {_outcome(verdict)}" for alias, verdict in sorted(version.verdicts.items()))
+        row = (str(version.version), ", ".join(version.aliases), verdicts or "none", version.content_hash[:12])
+        table.add_row(*row, version.run_id[:12], version.registered_at)
     console = Console()
     console.print(table)
+    for version in model.versions:
+        _print_reasons(console, version)
     for alias, holders in sorted(model.history.items()):
         console.print(f"{alias}: " + " → ".join(str(holder) for holder in holders))
 
 
-def _verdict_text(version: VersionInfo) -> str:
-    if version.verdict is None:
-        return "none"
-    return "\n".join(["passed" if version.verdict.passed else "refused", *version.verdict.reasons])
+def _print_reasons(console: Console, version: VersionInfo) -> None:
+    """Below the table, whose cells are too narrow for sentences."""
+    for alias, verdict in sorted(version.verdicts.items()):
+        console.print(f"Version {version.version} {_outcome(verdict)} for {alias}:")
+        for reason in verdict.reasons:
+            # A metric's name may have brackets, which rich would take for markup.
+            console.print(f"  {reason}", markup=False)
+
+
+def _outcome(verdict: Verdict) -> str:
+    return "passed" if verdict.passed else "refused"

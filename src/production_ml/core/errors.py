@@ -134,7 +134,13 @@ class DatasetError(ProductionMLError):
 
 
 class RegistryError(ProductionMLError):
-    """A model, version or alias is unknown, or the registry did not take a change."""
+    """The registry did not answer, or did not take a change."""
+
+
+class UnknownModelError(RegistryError):
+    """The registry answers, but has no such model, version or alias."""
+
+    exit_code = ExitCode.BAD_INPUT
 
 
 class PromotionRefusedError(RegistryError):

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from production_ml.core.errors import PromotionRefusedError, RegistryError
+from production_ml.core.errors import PromotionRefusedError, UnknownModelError
 from production_ml.demo.children import Children, StationError
 from production_ml.demo.training import Plan
 from production_ml.demo.workspace import Workspace, example_directory
 from production_ml.mlops import EvaluationGate, ExperimentTracker, ModelRegistry, Verdict, open_package
+from production_ml.mlops.evaluation_gate import CHAMPION
 from production_ml.mlops.experiment_tracking import MetricPoint
 from production_ml.mlops.model_package import ModelPackage
-from production_ml.mlops.registry_records import CHAMPION
 from production_ml.monitoring.run_log import RunLog
 
 MODEL = "digits"
@@ -70,12 +70,12 @@ def champion_metrics(registry: ModelRegistry, dataset: str) -> dict[str, float] 
     """
     try:
         model = registry.show(MODEL)
-    except RegistryError:
+    except UnknownModelError:
         return None
     if CHAMPION not in model.aliases:
         return None
     version = model.version(model.aliases[CHAMPION])
-    verdict = version.verdict if version is not None else None
+    verdict = version.verdicts.get(CHAMPION) if version is not None else None
     return dict(verdict.metrics) if verdict is not None and verdict.dataset == dataset else {}
 
 
@@ -122,7 +122,7 @@ def final_series(log: RunLog) -> list[MetricPoint]:
 
 
 def require_refusal(registry: ModelRegistry, version: int, alias: str) -> str:
-    """Try to promote a version that has no verdict; returns why the registry refused.
+    """Try to promote a version that has no verdict for `alias`; returns why the registry refused.
 
     Raises:
         StationError: The registry moved the alias.

@@ -187,7 +187,7 @@ class Story:
     def _challenge(self, dataset: DatasetVersion) -> None:
         log = train(CHALLENGER_PLAN, self._workspace, self._children, self._display, kill=None)
         evaluation = evaluate(CHALLENGER_PLAN, self._workspace, self._children)
-        gate = EvaluationGate([AtLeast("accuracy", ACCURACY_REQUIRED_OF_A_CHALLENGER)])
+        gate = EvaluationGate([AtLeast("accuracy", ACCURACY_REQUIRED_OF_A_CHALLENGER)], alias="challenger")
         self._register(CHALLENGER_PLAN, log, self._judge(CHALLENGER_PLAN, evaluation, gate, None, dataset))
 
     def _serve(self) -> None:

@@ -1,4 +1,4 @@
-"""The gate: rules look at a candidate's metrics and the champion's, and the verdict is bound to one exact package."""
+"""The gate: rules look at a candidate's metrics and the champion's, and the verdict binds one package to one alias."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Final, Protocol, TypeGuard
 
 from production_ml.core.clock import SYSTEM_CLOCK, Clock, iso_utc
 from production_ml.core.errors import ConfigError
 from production_ml.core.structured_logging import json_safe
+from production_ml.storage.names import check_name
 
 Metrics = Mapping[str, float]
+CHAMPION: Final = "champion"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,16 +103,21 @@ class NotWorseThanChampion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """A decision about one package, whole enough to be read years later."""
+    """A decision whether one package may hold one alias, whole enough to be read years later."""
 
     subject: str
     """The content hash of the package that was judged; the verdict is worth nothing for any other."""
+    alias: str
+    """The alias that it was judged for; milder rules for a challenger say nothing about a champion."""
     outcomes: tuple[RuleOutcome, ...]
     metrics: Mapping[str, float]
     champion_metrics: Mapping[str, float] | None = None
     dataset: str = ""
     """The content hash of the data that the metrics were measured on."""
     decided_at: str
+
+    def __post_init__(self) -> None:
+        check_name("alias", self.alias)
 
     @property
     def passed(self) -> bool:
@@ -137,7 +144,7 @@ class Verdict:
         """Read what `to_json` wrote.
 
         Raises:
-            ConfigError: It is no verdict, or says `passed` where its rules say otherwise.
+            ConfigError: It is no verdict, does not say for which alias, or says `passed` where its rules say otherwise.
         """
         try:
             stated = json.loads(text)
@@ -151,20 +158,22 @@ class Verdict:
 
 
 class EvaluationGate:
-    """Decides whether a candidate may take traffic; it holds no state and touches nothing.
+    """Decides whether a candidate may hold an alias; it holds no state and touches nothing.
 
     Args:
         rules: All have to pass.
+        alias: What its verdicts are about: the registry moves this alias on them, and no other.
         clock: Dates the verdicts.
 
     Raises:
-        ConfigError: There is no rule: such a gate would let everything through.
+        ConfigError: There is no rule: such a gate would let everything through. Or `alias` cannot be one.
     """
 
-    def __init__(self, rules: Sequence[Rule], *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, rules: Sequence[Rule], *, alias: str = CHAMPION, clock: Clock = SYSTEM_CLOCK) -> None:
         if not rules:
             raise ConfigError("rules", [], "a gate without a rule would let every model through")
         self.rules = tuple(rules)
+        self.alias = check_name("alias", alias)
         self._clock = clock
 
     def decide(self, candidate: Metrics, champion: Metrics | None, *, subject: str, dataset: str = "") -> Verdict:
@@ -180,6 +189,7 @@ class EvaluationGate:
         to_beat = None if champion is None else _numbers(champion)
         return Verdict(
             subject=subject,
+            alias=self.alias,
             outcomes=tuple(rule(measured, to_beat) for rule in self.rules),
             metrics=measured,
             champion_metrics=to_beat,
@@ -219,6 +229,7 @@ def _parse(stated: Mapping[str, Any]) -> Verdict:
     champion = stated["champion_metrics"]
     return Verdict(
         subject=stated["subject"],
+        alias=stated["alias"],
         outcomes=tuple(_parse_outcome(outcome) for outcome in stated["outcomes"]),
         metrics=_numbers(stated["metrics"]),
         champion_metrics=None if champion is None else _numbers(champion),

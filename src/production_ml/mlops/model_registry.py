@@ -1,22 +1,21 @@
-"""The model registry on MLflow: packages by content hash, and aliases that move only with a recorded verdict."""
+"""The model registry on MLflow: packages by content hash, and aliases that move only with a verdict of their own."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from production_ml.core.clock import iso_utc
-from production_ml.core.errors import DamagedFileError, PromotionRefusedError, RegistryError
-from production_ml.mlops.evaluation_gate import Verdict
+from production_ml.core.errors import DamagedFileError, PromotionRefusedError, RegistryError, UnknownModelError
+from production_ml.mlops.evaluation_gate import CHAMPION, Verdict
 from production_ml.mlops.mlflow_connection import MlflowConnection, local_path
 from production_ml.mlops.model_package import DESCRIPTION_FILE, ModelPackage, open_package
 from production_ml.mlops.registry_records import (
-    CHAMPION,
     ModelInfo,
     RegisteredVersion,
     VersionInfo,
@@ -31,8 +30,9 @@ from production_ml.storage.names import check_name
 UPLOADS_EXPERIMENT: Final = "production_ml-registry"
 """Holds the packages that were registered without a training run."""
 _CONTENT_HASH_TAG: Final = "production_ml.content_hash"
-_VERDICT_TAG: Final = "production_ml.verdict"
-_PASSED_TAG: Final = "production_ml.verdict_passed"
+_VERDICT_TAG: Final = "production_ml.verdict."
+_PASSED_TAG: Final = "production_ml.verdict_passed."
+"""For people who search in MLflow; nothing here reads it."""
 _HISTORY_TAG: Final = "production_ml.alias_history."
 
 
@@ -98,31 +98,36 @@ class ModelRegistry:
         )
 
     def record_verdict(self, name: str, version: int, verdict: Verdict) -> None:
-        """Put `verdict` on record; the newest one counts, the earlier ones stay as artifacts of the run.
+        """Put `verdict` on record beside those for other aliases.
+
+        The newest one for an alias counts; the earlier ones stay as artifacts of the run.
 
         Raises:
-            RegistryError: There is no such version, or the verdict is about another package.
+            UnknownModelError: There is no such model or version.
+            RegistryError: The verdict is about another package, or MLflow did not take it.
         """
         info = self._version(self.show(name), version)
         _check_subject(verdict, info.content_hash, f"{name} version {version}")
         text = verdict.to_json()
         with self._mlflow.calls(f"record the verdict on {name} version {version}"):
-            stamp = verdict.decided_at.replace(":", "")
-            self._mlflow.client.log_text(info.run_id, text, f"verdicts/{name}/version-{version}/{stamp}.json")
+            file = f"{verdict.alias}/{verdict.decided_at.replace(':', '')}.json"
+            self._mlflow.client.log_text(info.run_id, text, f"verdicts/{name}/version-{version}/{file}")
             passed = "true" if verdict.passed else "false"
-            self._mlflow.client.set_model_version_tag(name, str(version), _PASSED_TAG, passed)
+            self._mlflow.client.set_model_version_tag(name, str(version), _PASSED_TAG + verdict.alias, passed)
             # Last, since this is the one that promote() believes.
-            self._mlflow.client.set_model_version_tag(name, str(version), _VERDICT_TAG, text)
+            self._mlflow.client.set_model_version_tag(name, str(version), _VERDICT_TAG + verdict.alias, text)
 
     def promote(self, name: str, version: int, alias: str = CHAMPION) -> VersionInfo:
-        """Move `alias` to `version`, if the registry holds a passing verdict about exactly its content.
+        """Move `alias` to `version`, if the registry holds a passing verdict for this alias about exactly its content.
 
-        Every alias asks for a verdict, `challenger` too: a challenger answers real requests. Where it may be weaker
-        than a champion, give the gate that judges it milder rules.
+        Every alias asks for a verdict of its own, `challenger` too: a challenger answers real requests. Where it may be
+        weaker than a champion, judge it by a gate of milder rules, `EvaluationGate(rules, alias="challenger")`; that
+        verdict does not make it champion.
 
         Raises:
-            PromotionRefusedError: There is no verdict, it is about another package, or it did not pass.
-            RegistryError: There is no such version.
+            PromotionRefusedError: There is no verdict for this alias, it is about another package, or it did not pass.
+            UnknownModelError: There is no such model or version.
+            RegistryError: MLflow did not answer, or did not take the change.
         """
         model = self.show(name)
         check_name("alias", alias)
@@ -140,8 +145,9 @@ class ModelRegistry:
         """Give `alias` back to the version that held it before; a second rollback goes one further back.
 
         Raises:
-            PromotionRefusedError: The earlier holder's verdict has meanwhile been replaced by a refusal.
-            RegistryError: Nobody held the alias before.
+            PromotionRefusedError: The earlier holder's verdict for this alias has meanwhile been replaced by a refusal.
+            UnknownModelError: There is no such model, or nobody holds the alias.
+            RegistryError: Nobody held the alias before, or MLflow did not take the change.
         """
         model = self.show(name)
         holder = self._holder(model, alias)
@@ -163,7 +169,8 @@ class ModelRegistry:
 
         Raises:
             ConfigError: The reference has another form.
-            RegistryError: There is no such model, version or alias.
+            UnknownModelError: There is no such model, version or alias.
+            RegistryError: MLflow did not answer, or the version holds no package.
             DamagedFileError: The package is not the one that was registered.
         """
         wanted = parse_reference(reference)
@@ -188,7 +195,8 @@ class ModelRegistry:
         """One model with its versions, aliases and their history.
 
         Raises:
-            RegistryError: There is no such model; the error lists the known ones.
+            UnknownModelError: There is no such model; the error lists the known ones.
+            RegistryError: MLflow did not answer.
         """
         check_name("model name", name)
         with self._mlflow.calls(f"read the model {name}"):
@@ -196,7 +204,7 @@ class ModelRegistry:
             if found is not None:
                 return self._read(found)
         known = ", ".join(model.name for model in self.list()) or "none"
-        raise RegistryError(
+        raise UnknownModelError(
             f"No model is called {name!r} in {self._mlflow.public_uri}.",
             meaning=f"Known models: {known}.",
             cure="Register one, or point MLFLOW_TRACKING_URI at the registry that has it.",
@@ -223,13 +231,13 @@ class ModelRegistry:
         if found is not None:
             return found
         known = ", ".join(str(version.version) for version in model.versions) or "none"
-        raise RegistryError(f"{model.name} has no version {number}.", meaning=f"Known versions: {known}.")
+        raise UnknownModelError(f"{model.name} has no version {number}.", meaning=f"Known versions: {known}.")
 
     def _holder(self, model: ModelInfo, alias: str) -> int:
         if alias in model.aliases:
             return model.aliases[alias]
         known = ", ".join(f"{name} (version {version})" for name, version in sorted(model.aliases.items())) or "none"
-        raise RegistryError(
+        raise UnknownModelError(
             f"{model.name} has no alias {alias!r}.",
             meaning=f"Known aliases: {known}.",
             cure=f"Promote a version that passed the gate: production-ml registry promote {model.name} VERSION "
@@ -237,14 +245,15 @@ class ModelRegistry:
         )
 
     def _require_verdict(self, model: ModelInfo, version: VersionInfo, alias: str) -> None:
-        reason = why_not_promotable(version)
+        reason = why_not_promotable(version, alias)
         if reason is None:
             return
         holder = model.aliases.get(alias)
         raise PromotionRefusedError(
             f"{model.name} version {version.version} did not become {alias}: {reason}",
             meaning=f"{alias} stays at version {holder}." if holder is not None else f"There is still no {alias}.",
-            cure="Judge it with an EvaluationGate and record the verdict, or promote another version.",
+            cure=f'Judge it with EvaluationGate(rules, alias="{alias}") and record the verdict, or promote another '
+            "version.",
         )
 
     def _move(self, name: str, alias: str, version: int) -> None:
@@ -313,6 +322,13 @@ def _verified(directory: Path, info: VersionInfo) -> Path:
     return directory
 
 
+def _read_verdicts(tags: Mapping[str, str], of: str) -> dict[str, Verdict]:
+    """Alias to verdict, by the tag that it lies under."""
+    aliases = sorted(tag.removeprefix(_VERDICT_TAG) for tag in tags if tag.startswith(_VERDICT_TAG))
+    found = {alias: read_verdict(tags[_VERDICT_TAG + alias], of=f"{of}, {alias}") for alias in aliases}
+    return {alias: verdict for alias, verdict in found.items() if verdict is not None}
+
+
 def _read_version(version: Any, aliases: dict[str, int]) -> VersionInfo:
     number = int(version.version)
     return VersionInfo(
@@ -320,7 +336,7 @@ def _read_version(version: Any, aliases: dict[str, int]) -> VersionInfo:
         version=number,
         aliases=tuple(sorted(alias for alias, holder in aliases.items() if holder == number)),
         content_hash=version.tags.get(_CONTENT_HASH_TAG, ""),
-        verdict=read_verdict(version.tags.get(_VERDICT_TAG), of=f"{version.name} version {number}"),
+        verdicts=_read_verdicts(version.tags, f"{version.name} version {number}"),
         run_id=version.run_id or "",
         # `runs:/<run id>/<path>`
         artifact_path=unquote(urlsplit(version.source).path).lstrip("/").partition("/")[2],

@@ -6,14 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from production_ml.core.errors import ConfigError
 from production_ml.core.structured_logging import log_event
-from production_ml.mlops.evaluation_gate import Verdict
+from production_ml.mlops.evaluation_gate import CHAMPION, Verdict
 from production_ml.storage.names import check_name
 
-CHAMPION: Final = "champion"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -38,20 +37,20 @@ class VersionInfo:
     aliases: tuple[str, ...] = ()
     content_hash: str
     """Empty where something other than `ModelRegistry.register` made the version."""
-    verdict: Verdict | None = None
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """The newest verdict for each alias that it was judged for."""
     run_id: str
     artifact_path: str
     registered_at: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        verdict = None if self.verdict is None else self.verdict.to_dict()
         return {
             "name": self.name,
             "version": self.version,
             "aliases": list(self.aliases),
             "content_hash": self.content_hash,
-            "verdict": verdict,
+            "verdicts": {alias: verdict.to_dict() for alias, verdict in sorted(self.verdicts.items())},
             "run_id": self.run_id,
             "registered_at": self.registered_at,
         }
@@ -109,16 +108,20 @@ def parse_reference(reference: str) -> ModelReference:
     return ModelReference(name=name, version=int(number))
 
 
-def why_not_promotable(version: VersionInfo) -> str | None:
-    """The reason why no alias may point at `version`; None where its recorded verdict lets it pass."""
+def why_not_promotable(version: VersionInfo, alias: str) -> str | None:
+    """The reason why `alias` may not point at `version`; None where its verdict for that alias lets it pass."""
     if not version.content_hash:
         return "it was not registered by production_ml, so nothing says which bytes it is"
-    if version.verdict is None:
-        return "no evaluation verdict is on record for it"
-    if version.verdict.subject != version.content_hash:
-        return f"its verdict is about another package ({version.verdict.subject[:8]}, not {version.content_hash[:8]})"
-    if not version.verdict.passed:
-        return "its evaluation verdict refused it:\n" + "\n".join(f"  {line}" for line in version.verdict.reasons)
+    verdict = version.verdicts.get(alias)
+    if verdict is None:
+        return _why_no_verdict(version, alias)
+    if verdict.alias != alias:
+        # Whoever can write one tag can copy it to another: what counts is what the verdict itself says.
+        return f"its verdict was decided for {verdict.alias}, not for {alias}"
+    if verdict.subject != version.content_hash:
+        return f"its verdict is about another package ({verdict.subject[:8]}, not {version.content_hash[:8]})"
+    if not verdict.passed:
+        return "its evaluation verdict refused it:\n" + "\n".join(f"  {line}" for line in verdict.reasons)
     return None
 
 
@@ -133,15 +136,21 @@ def history_after_rollback(history: Sequence[int], holder: int) -> tuple[int, ..
     return _before(history, holder)
 
 
-def read_verdict(text: str | None, *, of: str) -> Verdict | None:
+def read_verdict(text: str, *, of: str) -> Verdict | None:
     """The recorded verdict; one that cannot be read, or was altered, is no verdict."""
-    if text is None:
-        return None
     try:
         return Verdict.from_json(text)
     except ConfigError as problem:
         log_event(_LOGGER, "verdict_unreadable", f"{of}: {problem}", level=logging.WARNING)
         return None
+
+
+def _why_no_verdict(version: VersionInfo, alias: str) -> str:
+    if not version.verdicts:
+        return "no evaluation verdict is on record for it"
+    judged_for = " and ".join(sorted(version.verdicts))
+    verdict_was = "verdict was" if len(version.verdicts) == 1 else "verdicts were"
+    return f"its {verdict_was} decided for {judged_for}, not for {alias}"
 
 
 def _before(history: Sequence[int], holder: int) -> tuple[int, ...]:

@@ -35,6 +35,13 @@ def test_a_better_candidate_passes_and_the_verdict_says_what_was_judged():
     assert [(outcome.observed, outcome.required) for outcome in verdict.outcomes] == [(0.97, 0.9), (0.97, 0.95)]
 
 
+def test_a_verdict_says_which_alias_it_was_decided_for_and_it_is_champion_unless_the_gate_says_otherwise():
+    milder = EvaluationGate([AtLeast("accuracy", 0.5)], alias="challenger")
+
+    assert decide({"accuracy": 0.97}).alias == "champion"
+    assert decide({"accuracy": 0.6}, None, milder).alias == "challenger"
+
+
 def test_a_candidate_below_the_bar_is_refused_with_the_reason():
     verdict = decide({"accuracy": 0.5})
 
@@ -89,12 +96,13 @@ def test_for_a_loss_lower_is_better():
 
 @pytest.mark.parametrize("metrics", [{"accuracy": 0.97}, {"accuracy": math.nan}, {"accuracy": math.inf}, {}])
 def test_a_verdict_survives_json(metrics):
-    verdict = decide(metrics, {"accuracy": 0.9})
+    gate = EvaluationGate([AtLeast("accuracy", 0.9)], alias="challenger")
+    verdict = decide(metrics, {"accuracy": 0.9}, gate)
 
     read = Verdict.from_json(verdict.to_json())
 
     assert read.to_json() == verdict.to_json()
-    assert read.passed == verdict.passed
+    assert (read.passed, read.alias) == (verdict.passed, "challenger")
     json.loads(verdict.to_json(), parse_constant=pytest.fail)
 
 
@@ -118,6 +126,21 @@ def test_a_verdict_that_was_turned_to_passed_by_hand_is_not_believed():
 def test_what_is_no_verdict_is_not_read_as_one(text):
     with pytest.raises(ConfigError, match="not a readable verdict"):
         Verdict.from_json(text)
+
+
+@pytest.mark.parametrize("alias", [None, 7, "", "challenger/../champion"])
+def test_a_verdict_that_does_not_say_for_which_alias_is_not_read_as_one(alias):
+    stated = json.loads(decide({"accuracy": 0.97}).to_json())
+    without = {key: value for key, value in stated.items() if key != "alias"}
+
+    for text in (json.dumps(without), json.dumps({**stated, "alias": alias})):
+        with pytest.raises(ConfigError, match="not a readable verdict"):
+            Verdict.from_json(text)
+
+
+def test_a_gate_for_what_cannot_be_an_alias_is_refused_when_it_is_built():
+    with pytest.raises(ConfigError, match="alias"):
+        EvaluationGate([AtLeast("accuracy", 0.9)], alias="the champion")
 
 
 def test_a_gate_without_rules_cannot_be_built():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from production_ml.core.errors import ConfigError
-from production_ml.mlops.evaluation_gate import AtLeast, EvaluationGate
+from production_ml.mlops.evaluation_gate import AtLeast, EvaluationGate, Verdict
 from production_ml.mlops.registry_records import (
     ModelReference,
     VersionInfo,
@@ -16,16 +18,17 @@ from production_ml.mlops.registry_records import (
     why_not_promotable,
 )
 
-GATE = EvaluationGate([AtLeast("accuracy", 0.9)])
+
+def verdict(alias="champion", accuracy=0.95, subject="aaaa") -> Verdict:
+    return EvaluationGate([AtLeast("accuracy", 0.9)], alias=alias).decide({"accuracy": accuracy}, None, subject=subject)
 
 
-def version(*, content_hash="aaaa", subject="aaaa", accuracy=0.95, judged=True) -> VersionInfo:
-    verdict = GATE.decide({"accuracy": accuracy}, None, subject=subject) if judged else None
+def version(*verdicts: Verdict, content_hash="aaaa") -> VersionInfo:
     return VersionInfo(
         name="digits",
         version=1,
         content_hash=content_hash,
-        verdict=verdict,
+        verdicts={verdict.alias: verdict for verdict in verdicts},
         run_id="r",
         artifact_path="p",
         registered_at="",
@@ -51,20 +54,36 @@ def test_a_reference_of_another_form_is_refused(reference):
 
 
 def test_a_passing_verdict_about_this_content_is_what_it_takes():
-    assert why_not_promotable(version()) is None
+    assert why_not_promotable(version(verdict()), "champion") is None
 
 
 @pytest.mark.parametrize(
     ("candidate", "reason"),
     [
-        (version(judged=False), "no evaluation verdict"),
-        (version(subject="bbbb"), "another package"),
-        (version(accuracy=0.5), "observed 0.5"),
-        (version(content_hash=""), "not registered by production_ml"),
+        (version(), "no evaluation verdict"),
+        (version(verdict(subject="bbbb")), "another package"),
+        (version(verdict(accuracy=0.5)), "observed 0.5"),
+        (version(verdict("challenger")), "its verdict was decided for challenger, not for champion"),
+        (version(verdict("challenger"), verdict("canary")), "verdicts were decided for canary and challenger, not for"),
+        (version(verdict("challenger"), verdict("champion", 0.5)), "observed 0.5"),
+        (version(verdict(), content_hash=""), "not registered by production_ml"),
     ],
 )
 def test_anything_less_is_refused_with_its_reason(candidate, reason):
-    assert reason in (why_not_promotable(candidate) or "")
+    assert reason in (why_not_promotable(candidate, "champion") or "")
+
+
+def test_each_alias_is_opened_by_its_own_verdict_alone():
+    judged_twice = version(verdict("challenger"), verdict("champion", 0.5))
+
+    assert why_not_promotable(judged_twice, "challenger") is None
+    assert why_not_promotable(judged_twice, "champion") is not None
+
+
+def test_a_verdict_under_another_alias_is_believed_for_what_it_says_itself():
+    forged = replace(version(), verdicts={"champion": verdict("challenger")})
+
+    assert why_not_promotable(forged, "champion") == "its verdict was decided for challenger, not for champion"
 
 
 @pytest.mark.parametrize(
@@ -92,4 +111,3 @@ def test_a_rollback_goes_to_the_one_before_the_present_holder(history, holder, e
 
 def test_a_verdict_that_cannot_be_read_is_no_verdict():
     assert read_verdict("{broken", of="digits version 1") is None
-    assert read_verdict(None, of="digits version 1") is None
