@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv 2>/dev/null \
 		|| { rm -rf .venv; apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv .venv; } \
 		|| { echo "Could not make .venv. As root run: apt-get install python3-venv"; exit 2; }
-	@echo "Installing into .venv: about two minutes and 2.3 GB with a CPU build of torch ..."
+	@echo "Installing into .venv: a minute or two, and 2.1 GB with a CPU build of torch ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 	@echo "Set-up took $$(($$(date +%s) - $(STARTED))) s."
