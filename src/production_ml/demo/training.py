@@ -105,7 +105,7 @@ class Watch:
         pids = [f"rank {rank}: pid {source.pid}" for rank, source in sorted(self._sources.items())]
         self._shown_step = max(self._steps.values(), default=self._shown_step)
         if self._steps:
-            workers = "   ".join([f"attempt {self._attempt + 1}", *pids])
+            workers = "   ".join([f"attempt {self._attempt}", *pids])
         else:
             workers = "starting the workers" if self._attempt <= 0 else "starting the workers again"
         return TrainingView(
