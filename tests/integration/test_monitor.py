@@ -438,7 +438,6 @@ def test_a_sink_that_cannot_be_loaded_takes_no_other_with_it(run, start, tmp_pat
 
 
 def test_real_tensors_are_taken_without_a_warning(run):
-    pytest.importorskip("torch")
     code = f"""
 import torch
 from production_ml.monitoring import TrainingMonitor
