@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 
+from production_ml.core.errors import ExitCode
 from production_ml.mlops.evaluation_gate import AtLeast, EvaluationGate
 from production_ml.mlops.model_export import export_onnx
 from production_ml.mlops.model_package import ModelPackage
@@ -417,7 +418,7 @@ def test_an_alias_that_nobody_holds_is_the_registrys_own_error(trained, tracking
 
     result = fails("digits@champion", "--port", "0", "--tracking-uri", tracking_uri)
 
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.BAD_INPUT
     assert "digits has no alias 'champion'" in result.stderr
 
 
