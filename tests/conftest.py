@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import resource
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
@@ -18,6 +20,22 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
     seed = int(os.environ.get("PRODUCTION_ML_TEST_SEED", random.SystemRandom().randrange(10**9)))
     print(f"PRODUCTION_ML_TEST_SEED={seed} for {request.node.name}")
     return random.Random(seed)
+
+
+@pytest.fixture
+def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Within it, this process can write no file of more bytes: the kernel refuses, as a full disk does."""
+
+    @contextlib.contextmanager
+    def limit(size_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
 
 
 @pytest.fixture(autouse=True)

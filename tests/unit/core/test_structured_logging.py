@@ -6,9 +6,7 @@ import json
 import logging
 import logging.config
 import math
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
@@ -55,17 +53,6 @@ def lines(tmp_path: Path) -> list[dict[str, object]]:
     return [
         json.loads(line) for line in (tmp_path / "rank-00003.jsonl").read_text().splitlines() if line.startswith("{")
     ]
-
-
-@contextmanager
-def no_room_beyond(size_bytes: int) -> Iterator[None]:
-    """The kernel lets no file of this process grow beyond `size_bytes`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_an_event_is_one_line_with_its_place_and_its_facts(json_log, tmp_path):
@@ -160,9 +147,9 @@ def test_a_line_cut_off_by_a_kill_does_not_swallow_the_next(tmp_path):
     ]
 
 
-def test_a_full_disk_costs_lines_that_closing_tells_once_and_never_an_exception(tmp_path, caplog):
+def test_a_full_disk_costs_lines_that_closing_tells_once_and_never_an_exception(tmp_path, caplog, file_size_limit):
     log = JsonLog(tmp_path / "rank-00003.jsonl")
-    with no_room_beyond(1000):
+    with file_size_limit(1000):
         for number in range(50):
             log.receive(Event("event", logging.INFO, "", {"number": number}, 0.0))
     log.receive(Event("event", logging.INFO, "", {"number": 50}, 0.0))

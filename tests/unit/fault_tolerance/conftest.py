@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,22 +87,6 @@ def order_of(directory: CheckpointDirectory) -> Callable[..., SaveOrder]:
         )
 
     return make
-
-
-@pytest.fixture
-def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Within it, this process can write no file of more bytes: the kernel refuses, as a full disk does."""
-
-    @contextlib.contextmanager
-    def limit(size_bytes: int) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limit
 
 
 _watching: list[tuple[Path, set[Path]]] = []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,17 +18,6 @@ def file(tmp_path: Path) -> Iterator[AppendOnlyFile]:
     file.create()
     yield file
     file.abandon()
-
-
-@contextmanager
-def no_room_beyond(size_bytes: int) -> Iterator[None]:
-    """No file of this process can grow beyond `size_bytes`: a record at the limit is cut, and later ones fail."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_record_is_in_the_file_when_append_returns(file):
@@ -52,9 +39,9 @@ def test_no_two_writers_share_a_file(file):
     assert file.path.read_bytes() == b""
 
 
-def test_records_wait_for_room_and_come_in_order_without_a_torn_one(file, caplog):
+def test_records_wait_for_room_and_come_in_order_without_a_torn_one(file, caplog, file_size_limit):
     records = [b"%03d" % number for number in range(500)]
-    with no_room_beyond(100):
+    with file_size_limit(100):
         kept = [file.append(record) for record in records]
         on_disk_meanwhile = file.path.read_bytes()
     file.close()
@@ -67,9 +54,9 @@ def test_records_wait_for_room_and_come_in_order_without_a_torn_one(file, caplog
     assert "written again; none is lost" in caplog.messages[1]
 
 
-def test_every_outage_is_warned_of_once(file, caplog):
+def test_every_outage_is_warned_of_once(file, caplog, file_size_limit):
     for size in (10, 20):
-        with no_room_beyond(size):
+        with file_size_limit(size):
             for _ in range(20):
                 file.append(b"xyz")
         while file.written_bytes % 60:
@@ -78,9 +65,9 @@ def test_every_outage_is_warned_of_once(file, caplog):
     assert len([message for message in caplog.messages if "cannot be written" in message]) == 2
 
 
-def test_when_too_many_wait_the_newest_are_lost_and_counted(file, caplog, monkeypatch):
+def test_when_too_many_wait_the_newest_are_lost_and_counted(file, caplog, monkeypatch, file_size_limit):
     monkeypatch.setattr(append_only_file, "_BACKLOG_RECORDS", 10)
-    with no_room_beyond(3):
+    with file_size_limit(3):
         kept = [file.append(b"%03d" % number) for number in range(20)]
     file.append(b"end")
 
@@ -89,8 +76,8 @@ def test_when_too_many_wait_the_newest_are_lost_and_counted(file, caplog, monkey
     assert "9 records that came while too many waited are lost" in caplog.messages[-1]
 
 
-def test_what_never_finds_room_is_counted_at_the_end(file, caplog):
-    with no_room_beyond(1):
+def test_what_never_finds_room_is_counted_at_the_end(file, caplog, file_size_limit):
+    with file_size_limit(1):
         file.append(b"one")
         file.append(b"two")
         file.close()
