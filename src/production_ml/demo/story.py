@@ -132,7 +132,12 @@ class Story:
             f"seed {self.outcome.seed}: rank {kill.rank} will be killed once it has logged step {kill.step}"
         )
         log = train(CHAMPION_PLAN, self._workspace, self._children, self._display, kill)
-        recovery = check_recovery(log, kill, CHAMPION_PLAN)
+        healed = check_recovery(log, kill, CHAMPION_PLAN)
+        for other in healed.others:
+            self._display.fact(
+                f"another failure, unasked, was healed too: rank {other.failure.rank}: {other.failure.reason}"
+            )
+        recovery = healed.killed
         down = "unknown (the clock was set back)" if recovery.down_seconds is None else f"{recovery.down_seconds:.2f} s"
         self._display.fact(
             f"resumed from the checkpoint of step {recovery.resumed_from_step}: {recovery.steps_redone} steps redone, "
@@ -147,6 +152,7 @@ class Story:
             "resumed_from_step": recovery.resumed_from_step,
             "steps_redone": recovery.steps_redone,
             "down_seconds": recovery.down_seconds,
+            "other_failures_healed": len(healed.others),
         }
         return log
 
