@@ -10,6 +10,7 @@ import torch
 
 from production_ml.core.errors import CheckpointError, DamagedCheckpointError
 from production_ml.fault_tolerance.agreement import gather_json
+from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
@@ -127,7 +128,11 @@ def _try(
         manifest = directory.manifest(step)
         restoration = plan(manifest)
         path = directory.committed(step)
-        tensors = read_boxes(path, manifest, restoration.boxes, rank=rank, world_size=world_size)
+
+        def open_source(file: str) -> FileSource:
+            return FileSource(path / file, step=step)
+
+        tensors = read_boxes(open_source, manifest, restoration.boxes, rank=rank, world_size=world_size)
         return _Tried(Verified(manifest, restoration, tensors))
     except DamagedCheckpointError as problem:
         return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)

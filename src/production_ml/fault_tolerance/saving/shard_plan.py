@@ -19,74 +19,119 @@ from production_ml.fault_tolerance.checkpoint_format.boxes import (
     local_box,
     local_data,
 )
-from production_ml.fault_tolerance.checkpoint_format.shard_file import dtype_name
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import dtype_name
+from production_ml.fault_tolerance.saving.order import Holding, ShardContents
 from production_ml.storage.hashing import hash_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A tensor's box that this rank writes."""
-
-    name: str
-    key: str
-    """The name under which the bytes are in the shard: that of the first tensor that shares this memory."""
-    dtype: str
-    shape: tuple[int, ...]
-    """Of the whole tensor."""
-    box: Box
 
 
 @dataclass(slots=True)
 class ShardPlan:
     """What this rank writes."""
 
-    holdings: list[Holding]
+    contents: ShardContents
+    """The same object as in the plan before, where nothing has changed."""
     data: dict[str, torch.Tensor]
     """By key; still the training's own memory, on any device and in any stride."""
-
-
-def plan_shard(tensors: Mapping[str, torch.Tensor], *, rank: int) -> ShardPlan:
-    """Choose this rank's boxes. Plain tensors are the same on all ranks, and rank 0's are the ones that count.
-
-    Raises:
-        CheckpointWriteError: A tensor cannot be saved; the message names it.
-    """
-    plan = ShardPlan([], {})
-    keys: dict[Any, str] = {}
-    for name, tensor in tensors.items():
-        dtype = _check_writable(name, tensor)
-        if not _is_mine(tensor, rank):
-            continue
-        box, data = local_box(tensor), local_data(tensor)
-        key = name
-        if data.numel():
-            memory = (
-                data.data_ptr(),
-                data.device,
-                data.dtype,
-                data.shape,
-                data.stride(),
-                data.is_conj(),
-                data.is_neg(),
-            )
-            key = keys.setdefault(memory, name)
-        plan.holdings.append(Holding(name, key, dtype, tuple(tensor.shape), box))
-        plan.data.setdefault(key, data)
-    return plan
-
-
-def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    owners: dict[str, torch.Tensor]
+    """By key; the tensors themselves, as the training knows them."""
+    fingerprint: str
     """The same on all ranks that hold parts of the same model and optimizer."""
-    described = (
-        f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if not name.startswith("extra.") or isinstance(tensor, DTensor)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was found out about a tensor, and what it was true of."""
+
+    tensor: torch.Tensor
+    local: torch.Tensor
+    place: tuple[Any, ...]
+    dtype: str
+    box: Box | None
+    """None where another rank writes it."""
+    data: torch.Tensor
+
+
+class ShardPlanner:
+    """Plans saves. What it has found out about a tensor it knows the next time: only what changed costs anything.
+
+    Args:
+        rank: This rank.
+    """
+
+    def __init__(self, *, rank: int) -> None:
+        self._rank = rank
+        self._known: dict[str, _Known] = {}
+        self._holdings: dict[tuple[str, str], Holding] = {}
+        self._contents = ShardContents.of(())
+        self._described: tuple[list[tuple[str, torch.dtype, torch.Size]], str] = ([], "")
+
+    def plan(self, tensors: Mapping[str, torch.Tensor]) -> ShardPlan:
+        """Choose this rank's boxes. Plain tensors are the same on all ranks, and rank 0's are the ones that count.
+
+        Raises:
+            CheckpointWriteError: A tensor cannot be saved; the message names it.
+        """
+        self._known = {name: self._look_at(name, tensor) for name, tensor in tensors.items()}
+        data: dict[str, torch.Tensor] = {}
+        owners: dict[str, torch.Tensor] = {}
+        keys: dict[Any, str] = {}
+        holdings: dict[tuple[str, str], Holding] = {}
+        for name, known in self._known.items():
+            if known.box is None:
+                continue
+            key = keys.setdefault(known.place, name) if known.data.numel() else name
+            holdings[name, key] = self._holding(name, key, known, known.box)
+            if key not in data:
+                data[key], owners[key] = known.data, known.tensor
+        self._holdings = holdings
+        if self._contents.holdings != (held := tuple(holdings.values())):
+            self._contents = ShardContents.of(held)
+        return ShardPlan(self._contents, data, owners, self._fingerprint(tensors))
+
+    def _look_at(self, name: str, tensor: torch.Tensor) -> _Known:
+        known = self._known.get(name)
+        # The attribute and not to_local(), which makes a new tensor each time.
+        local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        if known is not None and known.tensor is tensor and known.local is local and known.place == _place(local):
+            return known
+        dtype = _check_writable(name, tensor)
+        box = local_box(tensor) if self._is_mine(tensor) else None
+        return _Known(tensor, local, _place(local), dtype, box, local_data(tensor))
+
+    def _holding(self, name: str, key: str, known: _Known, box: Box) -> Holding:
+        before = self._holdings.get((name, key))
+        shape = tuple(known.tensor.shape)
+        held = (name, key, known.dtype, shape, box.offsets, box.shape)
+        return before if before is not None and before == held else Holding(*held)
+
+    def _is_mine(self, tensor: torch.Tensor) -> bool:
+        return is_first_replica(tensor) if isinstance(tensor, DTensor) else self._rank == 0
+
+    def _fingerprint(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        described = [
+            (name, tensor.dtype, tensor.shape)
+            for name, tensor in tensors.items()
+            if not name.startswith("extra.") or isinstance(tensor, DTensor)
+        ]
+        if described != self._described[0]:
+            lines = (f"{name} {dtype} {tuple(shape)}" for name, dtype, shape in described)
+            self._described = described, hash_bytes("\n".join(lines).encode())
+        return self._described[1]
+
+
+def _place(local: torch.Tensor) -> tuple[Any, ...]:
+    """The memory that a tensor stands for: tensors that share it are written once."""
+    if local.is_meta or is_lazy(local) or local.layout is not torch.strided:
+        return (id(local),)
+    return (
+        local.data_ptr(),
+        local.device,
+        local.dtype,
+        local.shape,
+        local.stride(),
+        local.is_conj(),
+        local.is_neg(),
     )
-    return hash_bytes("\n".join(described).encode())
-
-
-def _is_mine(tensor: torch.Tensor, rank: int) -> bool:
-    return is_first_replica(tensor) if isinstance(tensor, DTensor) else rank == 0
 
 
 def _check_writable(name: str, tensor: torch.Tensor) -> str:
