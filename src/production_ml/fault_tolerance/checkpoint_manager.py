@@ -133,6 +133,8 @@ class CheckpointManager:
         found = search(self._directory, plan, rank=rank, world_size=world_size)
         if rank == 0:
             self._set_damaged_aside(found)
+        if optimizer is not None:
+            self._saver.expect_training(model, optimizer)
         damaged = [damage for step_damage in found.damaged.values() for damage in step_damage]
         if found.newest_good is None:
             return ResumeState({"step": 0, "metrics": {}}, damaged)

@@ -148,6 +148,10 @@ class CheckpointDirectory:
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
+    def saves_under_way(self) -> list[Path]:
+        """Where ranks write just now, as far as this host can tell; a save may outlive the process that asked for it."""
+        return [path for path in self.path.glob(f"{_INCOMPLETE}*") if is_held(path)]
+
     def put_back_replaced(self) -> None:
         """Put every checkpoint back whose successor never came, for a crash came between the two renames.
 

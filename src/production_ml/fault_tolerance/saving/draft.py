@@ -20,7 +20,7 @@ from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
 from production_ml.fault_tolerance.saving.save_in_flight import report_failure
-from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
+from production_ml.fault_tolerance.saving.shard_plan import ShardPlan, ShardPlanner
 from production_ml.fault_tolerance.saving.staging import Staging, Transfer
 
 
@@ -63,6 +63,23 @@ class Drafting:
     staging: Staging
     rank: int
     world_size: int
+
+    def plan(self, inputs: SaveInputs) -> ShardPlan:
+        """What this rank would write.
+
+        Raises:
+            CheckpointWriteError: Something cannot be saved.
+        """
+        return self.planner.plan(capture(inputs.model, inputs.optimizer, inputs.extra).tensors)
+
+    def prepare(self, plan: ShardPlan) -> None:
+        """Have the memory for a plan ready before it is needed.
+
+        Raises:
+            OSError: The memory for it is not there.
+        """
+        if plan.contents.holdings:
+            self.staging.reserve(plan.contents, for_devices=any(data.is_cuda for data in plan.data.values()))
 
     def draft(self, inputs: SaveInputs, deferrable: Collection[int]) -> SaveDraft:
         """Plan this rank's share, copy what must be copied now, and on rank 0 make the directory for all ranks.

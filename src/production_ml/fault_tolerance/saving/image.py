@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
+from typing import Final
 
 from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BYTES
+
+_SPARE_SHARE: Final = 128
+_SPARE_PAGES: Final = 16
 
 
 class ShardImage:
@@ -37,9 +41,10 @@ class ShardImage:
         Raises:
             OSError: The memory for it is not there.
         """
-        rounded = -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
-        if rounded <= len(self._data):
+        if size_bytes <= len(self._data):
             return False
+        # Room to spare, because an extra that is new or longer would else move the whole image.
+        rounded = -(-(size_bytes + size_bytes // _SPARE_SHARE) // PAGE_BYTES + _SPARE_PAGES) * PAGE_BYTES
         self._unmap()
         # All of it now: a page that is not there at the time of the copy would end the training with SIGBUS.
         os.ftruncate(self.descriptor, 0)

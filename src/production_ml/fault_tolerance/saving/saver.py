@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
+from torch import nn
 from torch.optim import Optimizer
 
 from production_ml.core.clock import SYSTEM_CLOCK
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, agree
@@ -18,6 +22,7 @@ from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
 from production_ml.fault_tolerance.saving.staging import Staging, TornSaveError
 from production_ml.fault_tolerance.saving.writer.client import Writer
 
+_LOG: Final = logging.getLogger(__name__)
 OnCommit = Callable[[Committed, float, float], None]
 """Gets what was committed, and for how many seconds it was under way and training was held up."""
 
@@ -64,6 +69,18 @@ class Saver:
         self._begin(agreed, started_seconds)
         return agreed.order.metrics
 
+    def expect_training(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Get the memory ready once `optimizer` has stepped for the first time, for then all of its state is there.
+
+        So the first save is no slower than the others, and who never trains pays nothing.
+        """
+
+        def prepare(*_: Any) -> None:
+            handle.remove()
+            self._prepare(SaveInputs(model, optimizer, 0, {}, {}))
+
+        handle = optimizer.register_step_post_hook(prepare)
+
     def join(self) -> None:
         """Return when no save is under way; how it ended is told by the next call that may raise."""
         if self._in_flight is not None:
@@ -99,6 +116,8 @@ class Saver:
         try:
             self.wait()
         finally:
+            if self._preparing is not None:
+                self._preparing.join()
             self._gate.remove()
             self._writer.close()
             self._staging.close()
@@ -110,9 +129,10 @@ class Saver:
         self._writer = Writer()
         self._drafting = None
         self._in_flight = None
+        self._preparing: threading.Thread | None = None
         self._pid = os.getpid()
 
-    def _draft(self, inputs: SaveInputs) -> SaveDraft:
+    def _drafting_now(self) -> Drafting:
         rank, world_size = rank_and_world_size()
         if self._drafting is None or (self._drafting.rank, self._drafting.world_size) != (rank, world_size):
             self._drafting = Drafting(
@@ -122,15 +142,42 @@ class Saver:
                 rank=rank,
                 world_size=world_size,
             )
-        if rank == 0 and not self._leftovers_are_cleared:
+        return self._drafting
+
+    def _prepare(self, inputs: SaveInputs) -> None:
+        """Lay out what a save of these would write, touch its memory and start the writer, all in the background."""
+        if self._in_flight is not None or self._preparing is not None or self._pid != os.getpid():
+            return
+        drafting = self._drafting_now()
+
+        def work() -> None:
+            try:
+                drafting.prepare(plan)
+                self._writer.prepare(self._staging.image)
+            except (OSError, CheckpointWriteError):
+                _LOG.debug("memory for checkpoints could not be got ready; the first save tries again", exc_info=True)
+
+        try:
+            plan = drafting.plan(inputs)
+        except CheckpointWriteError:
+            return  # the first save says why
+        self._preparing = threading.Thread(target=work, name="checkpoint-prepare", daemon=True)
+        self._preparing.start()
+
+    def _draft(self, inputs: SaveInputs) -> SaveDraft:
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
+        drafting = self._drafting_now()
+        if drafting.rank == 0 and not self._leftovers_are_cleared:
             # Only before a save, as a reader has no say in it, and by rank 0 alone, for two would trip over each other.
             self._directory.remove_leftovers()
             self._leftovers_are_cleared = True
         optimizers = [thing for thing in (inputs.optimizer, *inputs.extra.values()) if _has_hooks(thing)]
         if not self._may_defer:
-            return self._drafting.draft(inputs, frozenset())
+            return drafting.draft(inputs, frozenset())
         self._gate.guard(optimizers)
-        return self._drafting.draft(inputs, guarded_tensors(optimizers))
+        return drafting.draft(inputs, guarded_tensors(optimizers))
 
     def _begin(self, draft: SaveDraft, started_seconds: float) -> None:
         stall_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds

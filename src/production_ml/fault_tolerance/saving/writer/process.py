@@ -22,7 +22,7 @@ from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, Sha
 from production_ml.fault_tolerance.saving.patience import Patience
 from production_ml.fault_tolerance.saving.writer import messages
 
-_ORPHAN_SECONDS: Final = 30.0
+_ORPHAN_SECONDS: Final = 5.0
 """How long a save that is under way waits for other ranks once its own trainer is dead: theirs may be dead too."""
 
 
