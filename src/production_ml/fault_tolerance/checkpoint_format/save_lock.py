@@ -63,6 +63,23 @@ def is_held(written: Path) -> bool:
     return False
 
 
+def is_surely_held(written: Path) -> bool:
+    """Whether a process that this host knows of holds the save in `written`; where it cannot be told, it does not."""
+    try:
+        descriptor = os.open(written / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def is_dead(written: Path) -> bool:
     """Whether no process works in `written` any more; a save that may be alive is not dead.
 

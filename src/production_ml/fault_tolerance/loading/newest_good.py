@@ -14,7 +14,7 @@ from production_ml.fault_tolerance.agreement import gather_json
 from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
-from production_ml.fault_tolerance.checkpoint_format.save_lock import is_held
+from production_ml.fault_tolerance.checkpoint_format.save_lock import is_surely_held
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.answers import answer, found_damage, raise_problems
@@ -110,7 +110,7 @@ def _await_saves_under_way(directory: CheckpointDirectory) -> None:
     """
     under_way = directory.saves_under_way()
     patience = Patience(_SAVES_UNDER_WAY_SECONDS)
-    while any(is_held(path) for path in under_way):
+    while any(is_surely_held(path) for path in under_way):
         if not patience.pause():
             _LOG.warning("%s: another process has been saving there for a minute; it is not waited for", directory.path)
             return
