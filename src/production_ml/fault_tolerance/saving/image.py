@@ -44,12 +44,12 @@ class ShardImage:
         if size_bytes <= len(self._data):
             return False
         # Room to spare, because an extra that is new or longer would else move the whole image.
-        rounded = -(-(size_bytes + size_bytes // _SPARE_SHARE) // PAGE_BYTES + _SPARE_PAGES) * PAGE_BYTES
+        pages = (size_bytes + size_bytes // _SPARE_SHARE) // PAGE_BYTES + _SPARE_PAGES
         self._unmap()
         # All of it now: a page that is not there at the time of the copy would end the training with SIGBUS.
         os.ftruncate(self.descriptor, 0)
-        os.posix_fallocate(self.descriptor, 0, rounded)
-        self._remap(rounded)
+        os.posix_fallocate(self.descriptor, 0, pages * PAGE_BYTES)
+        self._remap(pages * PAGE_BYTES)
         return True
 
     def close(self) -> None:

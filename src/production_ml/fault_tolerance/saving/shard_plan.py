@@ -44,11 +44,30 @@ class _Known:
 
     tensor: torch.Tensor
     local: torch.Tensor
-    place: tuple[Any, ...]
+    pointer: int
+    shape: torch.Size
+    stride: tuple[int, ...]
     dtype: str
     box: Box | None
     """None where another rank writes it."""
     data: torch.Tensor
+
+    def is_true_of(self, tensor: torch.Tensor) -> bool:
+        """Whether nothing has changed; asked of every tensor at every save, so it is brief."""
+        local = self.local
+        return (
+            self.tensor is tensor
+            and (tensor is local or tensor._local_tensor is local)  # type: ignore[attr-defined]
+            and self.pointer == local.data_ptr()
+            and self.shape == local.shape
+            and self.stride == local.stride()
+        )
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """The memory that the tensor stands for: tensors that share it are written once."""
+        flags = (self.local.is_conj(), self.local.is_neg())
+        return (self.pointer, self.local.device, self.local.dtype, self.shape, self.stride, flags)
 
 
 class ShardPlanner:
@@ -61,9 +80,9 @@ class ShardPlanner:
     def __init__(self, *, rank: int) -> None:
         self._rank = rank
         self._known: dict[str, _Known] = {}
-        self._holdings: dict[tuple[str, str], Holding] = {}
-        self._contents = ShardContents.of(())
-        self._described: tuple[list[tuple[str, torch.dtype, torch.Size]], str] = ([], "")
+        self._plan = ShardPlan(ShardContents.of(()), {}, {}, "")
+        self._shared: set[str] = set()
+        """The keys under which several names stand, and those names."""
 
     def plan(self, tensors: Mapping[str, torch.Tensor]) -> ShardPlan:
         """Choose this rank's boxes. Plain tensors are the same on all ranks, and rank 0's are the ones that count.
@@ -71,67 +90,68 @@ class ShardPlanner:
         Raises:
             CheckpointWriteError: A tensor cannot be saved; the message names it.
         """
-        self._known = {name: self._look_at(name, tensor) for name, tensor in tensors.items()}
+        before = self._known
+        changed = [
+            name
+            for name, tensor in tensors.items()
+            if (known := before.get(name)) is None or not known.is_true_of(tensor)
+        ]
+        looked_at = {name: self._look_at(name, tensors[name]) for name in changed}
+        if len(before) == len(tensors) and all(self._is_alike(name, known) for name, known in looked_at.items()):
+            # New tensors in the places of old ones, as the state of a random generator is at each save.
+            before.update(looked_at)
+            for name, known in looked_at.items():
+                if known.box is not None:
+                    self._plan.data[name], self._plan.owners[name] = known.data, known.tensor
+            return self._plan
+        self._known = {name: looked_at.get(name) or before[name] for name in tensors}
+        self._plan = self._plan_anew()
+        return self._plan
+
+    def _look_at(self, name: str, tensor: torch.Tensor) -> _Known:
+        dtype = _check_writable(name, tensor)
+        # The attribute and not to_local(), which makes a new tensor each time.
+        local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        box = local_box(tensor) if self._is_mine(tensor) else None
+        return _Known(tensor, local, local.data_ptr(), local.shape, local.stride(), dtype, box, local_data(tensor))
+
+    def _is_alike(self, name: str, known: _Known) -> bool:
+        """Whether a changed tensor takes the same place in the shard as the one before it."""
+        before = self._known.get(name)
+        return (
+            before is not None
+            and name not in self._shared
+            and (before.dtype, before.box, before.tensor.shape) == (known.dtype, known.box, known.tensor.shape)
+        )
+
+    def _plan_anew(self) -> ShardPlan:
         data: dict[str, torch.Tensor] = {}
         owners: dict[str, torch.Tensor] = {}
         keys: dict[Any, str] = {}
-        holdings: dict[tuple[str, str], Holding] = {}
+        holdings: list[Holding] = []
+        self._shared = set()
         for name, known in self._known.items():
             if known.box is None:
                 continue
             key = keys.setdefault(known.place, name) if known.data.numel() else name
-            holdings[name, key] = self._holding(name, key, known, known.box)
+            if key != name:
+                self._shared.update((key, name))
+            shape = tuple(known.tensor.shape)
+            holdings.append(Holding(name, key, known.dtype, shape, known.box.offsets, known.box.shape))
             if key not in data:
                 data[key], owners[key] = known.data, known.tensor
-        self._holdings = holdings
-        if self._contents.holdings != (held := tuple(holdings.values())):
-            self._contents = ShardContents.of(held)
-        return ShardPlan(self._contents, data, owners, self._fingerprint(tensors))
-
-    def _look_at(self, name: str, tensor: torch.Tensor) -> _Known:
-        known = self._known.get(name)
-        # The attribute and not to_local(), which makes a new tensor each time.
-        local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-        if known is not None and known.tensor is tensor and known.local is local and known.place == _place(local):
-            return known
-        dtype = _check_writable(name, tensor)
-        box = local_box(tensor) if self._is_mine(tensor) else None
-        return _Known(tensor, local, _place(local), dtype, box, local_data(tensor))
-
-    def _holding(self, name: str, key: str, known: _Known, box: Box) -> Holding:
-        before = self._holdings.get((name, key))
-        shape = tuple(known.tensor.shape)
-        held = (name, key, known.dtype, shape, box.offsets, box.shape)
-        return before if before is not None and before == held else Holding(*held)
+        return ShardPlan(ShardContents.of(tuple(holdings)), data, owners, self._fingerprint())
 
     def _is_mine(self, tensor: torch.Tensor) -> bool:
         return is_first_replica(tensor) if isinstance(tensor, DTensor) else self._rank == 0
 
-    def _fingerprint(self, tensors: Mapping[str, torch.Tensor]) -> str:
-        described = [
-            (name, tensor.dtype, tensor.shape)
-            for name, tensor in tensors.items()
-            if not name.startswith("extra.") or isinstance(tensor, DTensor)
-        ]
-        if described != self._described[0]:
-            lines = (f"{name} {dtype} {tuple(shape)}" for name, dtype, shape in described)
-            self._described = described, hash_bytes("\n".join(lines).encode())
-        return self._described[1]
-
-
-def _place(local: torch.Tensor) -> tuple[Any, ...]:
-    """The memory that a tensor stands for: tensors that share it are written once."""
-    if local.is_meta or is_lazy(local) or local.layout is not torch.strided:
-        return (id(local),)
-    return (
-        local.data_ptr(),
-        local.device,
-        local.dtype,
-        local.shape,
-        local.stride(),
-        local.is_conj(),
-        local.is_neg(),
-    )
+    def _fingerprint(self) -> str:
+        described = (
+            f"{name} {known.dtype} {tuple(known.tensor.shape)}"
+            for name, known in self._known.items()
+            if not name.startswith("extra.") or isinstance(known.tensor, DTensor)
+        )
+        return hash_bytes("\n".join(described).encode())
 
 
 def _check_writable(name: str, tensor: torch.Tensor) -> str:

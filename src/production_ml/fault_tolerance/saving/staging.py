@@ -99,6 +99,7 @@ class Staging:
         self._pinned = PinnedImage()
         self._contents: ShardContents | None = None
         self._views: dict[str, torch.Tensor] = {}
+        self._large: list[str] = []
 
     def reserve(self, contents: ShardContents, *, for_devices: bool) -> None:
         """Have the memory for such a shard, touched once, so that the copy is as fast as it can be.
@@ -117,6 +118,8 @@ class Staging:
         for key, extent in contents.layout.extents.items():
             flat = whole[extent.begin : extent.end]
             self._views[key] = flat.view(DTYPES[extent.dtype]).view(extent.shape)
+        extents = contents.layout.extents.items()
+        self._large = [key for key, extent in extents if extent.size_bytes >= _WORTH_DEFERRING_BYTES]
         self._contents = contents
 
     def begin(self, plan: ShardPlan, deferrable: Collection[int]) -> Transfer:
@@ -129,20 +132,22 @@ class Staging:
         Raises:
             OSError: The memory for it is not there.
         """
-        self.reserve(plan.contents, for_devices=any(tensor.is_cuda for tensor in plan.data.values()))
-        at_once: list[tuple[torch.Tensor, torch.Tensor]] = []
-        later: list[_Copy] = []
-        for key, source in plan.data.items():
-            owner = plan.owners[key]
-            if id(owner) in deferrable and source.nbytes >= _WORTH_DEFERRING_BYTES and not source.is_inference():
-                later.append(_Copy.of(key, source, self._views[key], owner))
-            else:
-                at_once.append((source, self._views[key]))
+        self.reserve(plan.contents, for_devices=any(source.is_cuda for source in plan.data.values()))
+        views = self._views
+        later = [
+            _Copy.of(key, plan.data[key], views[key], owner)
+            for key in self._large
+            if id(owner := plan.owners[key]) in deferrable and not owner.is_inference()
+        ]
+        waiting = {copy.name for copy in later}
+        at_once = [(source, views[key]) for key, source in plan.data.items() if key not in waiting]
         on_devices = DeviceCopies()
-        on_devices.make([pair for pair in at_once if pair[0].is_cuda])
-        on_devices.hold_back()
-        on_devices.make([(copy.source, copy.target) for copy in later if copy.source.is_cuda])
-        _copy_now([pair for pair in at_once if not pair[0].is_cuda])
+        if self._pinned.is_pinned or any(source.is_cuda for source, _ in at_once):
+            on_devices.make([pair for pair in at_once if pair[0].is_cuda])
+            on_devices.hold_back()
+            on_devices.make([(copy.source, copy.target) for copy in later if copy.source.is_cuda])
+            at_once = [pair for pair in at_once if not pair[0].is_cuda]
+        _copy_now(at_once)
         return Transfer(later, on_devices)
 
     def close(self) -> None:
