@@ -180,7 +180,7 @@ class CheckpointManager:
         resumed_step = found.newest_good.manifest.step if found.newest_good else None
         for step, damage in found.damaged.items():
             kept_in = self._quarantine(step, damage)
-            message = describe(step, damage, resumed_step=resumed_step, kept_in=kept_in, directory=self._directory.path)
+            message = describe(step, damage, resumed_step=resumed_step, kept_in=kept_in, directory=self._directory.url)
             first = damage[0]
             log_event(
                 _LOG,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from production_ml.core.errors import ConfigError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointInfo, CheckpointPlace
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def steps_to_remove(checkpoints: Sequence[CheckpointInfo], policies: Sequence[Ke
 class Pruning:
     """Applies policies to a directory after each commit. A checkpoint that cannot be judged is never removed."""
 
-    def __init__(self, directory: CheckpointDirectory, policies: Sequence[KeepPolicy]) -> None:
+    def __init__(self, directory: CheckpointPlace, policies: Sequence[KeepPolicy]) -> None:
         self._directory = directory
         self._policies = policies
         self._has_told_of_newer = False
@@ -84,7 +84,7 @@ class Pruning:
         try:
             checkpoints = self._directory.infos()
         except OSError as problem:
-            _LOG.warning("%s: cannot be listed, nothing was pruned (%s)", self._directory.path, problem.strerror)
+            _LOG.warning("%s: cannot be listed, nothing was pruned (%s)", self._directory.url, problem.strerror)
             return
         self._warn_of_newer(just_committed, max((checkpoint.step for checkpoint in checkpoints), default=0))
         for step in sorted(steps_to_remove(checkpoints, self._policies) - {just_committed}):
@@ -100,6 +100,6 @@ class Pruning:
                 "step %d was saved to %s, which holds step %d of an earlier run: a restart would resume from that one. "
                 "Give each run a directory of its own, or call load_latest() before training.",
                 just_committed,
-                self._directory.path,
+                self._directory.url,
                 newest,
             )

@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 
 from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.agreement import gather_json, told
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace, Claim
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
 from production_ml.fault_tolerance.saving.save_in_flight import report_failure
@@ -41,7 +40,7 @@ class SaveDraft:
 
     order: SaveOrder
     transfer: Transfer
-    lock: SaveLock | None
+    lock: Claim | None
     """Rank 0's, on the directory that it made."""
     fingerprint: str
     """Of the model and optimizer; ranks whose models differ cannot make one checkpoint."""
@@ -58,7 +57,7 @@ class SaveDraft:
 class Drafting:
     """What drafts are made with; it is kept from save to save."""
 
-    directory: CheckpointDirectory
+    directory: CheckpointPlace
     planner: ShardPlanner
     staging: Staging
     rank: int
@@ -93,7 +92,7 @@ class Drafting:
             ConfigError: A step or metric is not a number, or an extra has a name that is taken.
         """
         step, metrics = parse_step(inputs.step), parse_metrics(inputs.metrics)
-        lock: SaveLock | None = None
+        lock: Claim | None = None
         save_id = secrets.token_hex(8)
         try:
             captured = capture(inputs.model, inputs.optimizer, inputs.extra)
@@ -122,7 +121,7 @@ class Drafting:
     def _told(self, step: int, problem: BaseException) -> BaseException:
         """The error to raise; those that mean that there is no checkpoint are in the log too."""
         if isinstance(problem, OSError):
-            what = f"The checkpoint of step {step} could not be written to {self.directory.path}"
+            what = f"The checkpoint of step {step} could not be written to {self.directory.url}"
             problem = write_error(what, problem)
         if isinstance(problem, CheckpointWriteError):
             report_failure(step, problem)

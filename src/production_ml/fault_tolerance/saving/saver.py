@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.agreement import rank_and_world_size
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, agree
 from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors
 from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
@@ -39,7 +39,7 @@ class Saver:
     _drafting: Drafting | None
     _in_flight: SaveInFlight | None
 
-    def __init__(self, directory: CheckpointDirectory, *, asynchronous: bool, on_commit: OnCommit) -> None:
+    def __init__(self, directory: CheckpointPlace, *, asynchronous: bool, on_commit: OnCommit) -> None:
         self._directory = directory
         self._asynchronous = asynchronous
         self._on_commit = on_commit

@@ -10,11 +10,10 @@ import select
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import Any, Final
 
 from production_ml.core.errors import CheckpointWriteError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.places import open_place
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.saving.commit import carry_out
 from production_ml.fault_tolerance.saving.image import ShardImage
@@ -74,7 +73,7 @@ class WriterProcess:
         lock = SaveLock.adopt(descriptors[0]) if descriptors else None
         self._patience = Patience()
         order = SaveOrder(
-            directory=CheckpointDirectory(Path(message["directory"])),
+            directory=open_place(message["directory"]),
             step=message["step"],
             save_id=message["save_id"],
             rank=message["rank"],
