@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Literal, Protocol
 
 from production_ml.core.errors import ConfigError
@@ -15,7 +16,10 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class KeepPolicy(Protocol):
-    """Policies add up: a step stays while any policy wants it, so a new rule can only ever save more."""
+    """Policies add up: a step stays while any policy wants it, so a new rule can only ever save more.
+
+    `str(policy)` says in a few words why a step that it wants is kept.
+    """
 
     def __call__(self, checkpoints: Sequence[CheckpointInfo]) -> set[int]: ...
 
@@ -27,48 +31,108 @@ class KeepLast:
     n: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int):
-            raise ConfigError("keep_last_n", self.n, "must be a whole number")
-        if self.n < 1:
-            raise ConfigError(
-                "keep_last_n", self.n, "must be at least 1: the newest checkpoint is what a restart needs"
-            )
+        _check_count("keep_last_n", self.n, "the newest checkpoint is what a restart needs")
 
     def __call__(self, checkpoints: Sequence[CheckpointInfo]) -> set[int]:
         return set(sorted(checkpoint.step for checkpoint in checkpoints)[-self.n :])
 
+    def __str__(self) -> str:
+        return f"among the {self.n} newest"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeepBest:
-    """Keep the step with the best value of `metric`; of equals the earliest, and never one that is not a number."""
+    """Keep the `n` steps with the best values of `metric`; of equals the earliest, and never one that is no number."""
 
     metric: str
     mode: Literal["min", "max"] = "min"
+    n: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in ("min", "max"):
             raise ConfigError("best_mode", self.mode, "must be 'min' or 'max'")
+        _check_count("keep_best_n", self.n, "to keep no best checkpoint, leave this policy out")
 
     def __call__(self, checkpoints: Sequence[CheckpointInfo]) -> set[int]:
-        best = self.best_step(checkpoints)
-        return set() if best is None else {best}
+        return set(self.best_steps(checkpoints))
 
     def best_step(self, checkpoints: Sequence[CheckpointInfo]) -> int | None:
         """The best step, None while no checkpoint has the metric."""
+        return next(iter(self.best_steps(checkpoints)), None)
+
+    def best_steps(self, checkpoints: Sequence[CheckpointInfo]) -> list[int]:
+        """The best steps, the best of all first; fewer than `n` while not so many have the metric."""
         sign = 1 if self.mode == "min" else -1
         scored = [
             (sign * value, checkpoint.step)
             for checkpoint in checkpoints
             if not math.isnan(value := checkpoint.metrics.get(self.metric, math.nan))
         ]
-        return min(scored)[1] if scored else None
+        return [step for _, step in sorted(scored)[: self.n]]
+
+    def __str__(self) -> str:
+        extreme = "lowest" if self.mode == "min" else "highest"
+        return f"the {extreme} {self.metric}" if self.n == 1 else f"among the {self.n} with the {extreme} {self.metric}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepEvery:
+    """Keep milestones: the first step at or past each multiple of `n`.
+
+    Saves by the clock seldom fall on a multiple; where they do, the milestones are the multiples themselves. Which
+    steps are milestones does not change as others are removed.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_count("keep_every", self.n, "it is a number of steps")
+
+    def __call__(self, checkpoints: Sequence[CheckpointInfo]) -> set[int]:
+        # Before the first multiple there is no milestone, or the very first save would stay for ever.
+        return _first_of_each({c.step: c.step // self.n for c in checkpoints if c.step >= self.n})
+
+    def __str__(self) -> str:
+        return f"a milestone: the first at or past a multiple of {self.n}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepEveryInterval:
+    """Keep the first step of each `interval` of the wall clock: one an hour, or one a day."""
+
+    interval: timedelta
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.interval, timedelta) or self.interval <= timedelta(0):
+            raise ConfigError("keep_every_interval", self.interval, "must be a timedelta longer than nothing")
+
+    def __call__(self, checkpoints: Sequence[CheckpointInfo]) -> set[int]:
+        seconds = self.interval.total_seconds()
+        return _first_of_each({c.step: math.floor(c.created_at / seconds) for c in checkpoints})
+
+    def __str__(self) -> str:
+        return f"the first of its {self.interval}"
+
+
+def explain(checkpoints: Sequence[CheckpointInfo], policies: Sequence[KeepPolicy]) -> dict[int, list[str]]:
+    """For each step, oldest first, why it is kept; a step without a reason is one to remove.
+
+    Args:
+        checkpoints: Those that could be loaded: a damaged one must not take the place of a good one.
+        policies: Each may want any of them. The newest is kept whatever they say.
+    """
+    reasons: dict[int, list[str]] = {step: [] for step in sorted(checkpoint.step for checkpoint in checkpoints)}
+    if reasons:
+        reasons[max(reasons)].append("the newest")
+    for policy in policies:
+        for step in policy(checkpoints) & reasons.keys():
+            reasons[step].append(str(policy))
+    return reasons
 
 
 def steps_to_remove(checkpoints: Sequence[CheckpointInfo], policies: Sequence[KeepPolicy]) -> set[int]:
     """The steps that no policy wants; the newest is never among them."""
-    newest = {max((checkpoint.step for checkpoint in checkpoints), default=0)}
-    kept = newest.union(*(policy(checkpoints) for policy in policies))
-    return {checkpoint.step for checkpoint in checkpoints} - kept
+    return {step for step, reasons in explain(checkpoints, policies).items() if not reasons}
 
 
 class Pruning:
@@ -103,3 +167,18 @@ class Pruning:
                 self._directory.path,
                 newest,
             )
+
+
+def _first_of_each(group_of: Mapping[int, int]) -> set[int]:
+    """Of each group the lowest step, given the group of every step."""
+    first: dict[int, int] = {}
+    for step in sorted(group_of):
+        first.setdefault(group_of[step], step)
+    return set(first.values())
+
+
+def _check_count(field: str, n: object, why: str) -> None:
+    if not isinstance(n, int) or isinstance(n, bool):
+        raise ConfigError(field, n, "must be a whole number")
+    if n < 1:
+        raise ConfigError(field, n, f"must be at least 1: {why}")
