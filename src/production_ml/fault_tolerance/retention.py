@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal, Protocol
 
+from production_ml.core.clock import SYSTEM_CLOCK, Clock
 from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format.read_lease import is_being_read
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -136,26 +138,93 @@ def steps_to_remove(checkpoints: Sequence[CheckpointInfo], policies: Sequence[Ke
 
 
 class Pruning:
-    """Applies policies to a directory after each commit. A checkpoint that cannot be judged is never removed."""
+    """Applies policies to a directory. What is damaged, or being read, is never removed.
 
-    def __init__(self, directory: CheckpointDirectory, policies: Sequence[KeepPolicy]) -> None:
+    A checkpoint that is not whole counts for nothing: it must not stand for the newest, or for the best, where a sound
+    one could. It stays as it is, for the next load to set aside.
+    """
+
+    def __init__(
+        self, directory: CheckpointDirectory, policies: Sequence[KeepPolicy], *, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._directory = directory
         self._policies = policies
+        self._clock = clock
         self._has_told_of_newer = False
+        self._told_of_broken: set[int] = set()
 
-    def prune(self, *, just_committed: int) -> None:
-        """Remove what no policy wants. That some of it stays is worth a warning, not a failed save."""
+    def explain(self) -> dict[int, list[str]]:
+        """For each step, oldest first, why it would be kept now; a step without a reason would be removed.
+
+        Raises:
+            OSError: The directory cannot be listed.
+        """
+        whole = self._whole()
+        reasons = explain(whole, self._policies)
+        for step in self._directory.steps():
+            if step not in reasons:
+                reasons[step] = ["not whole: it is left to the next load, which sets it aside"]
+            elif is_being_read(self._directory.committed(step)):
+                reasons[step].append("being read")
+        return dict(sorted(reasons.items()))
+
+    def prune(self, *, just_committed: int) -> list[int]:
+        """Remove what no policy wants. That some of it stays is worth a warning, not a failed save.
+
+        Returns:
+            The steps that were removed.
+        """
         try:
-            checkpoints = self._directory.infos()
+            whole = self._whole()
         except OSError as problem:
             _LOG.warning("%s: cannot be listed, nothing was pruned (%s)", self._directory.path, problem.strerror)
-            return
-        self._warn_of_newer(just_committed, max((checkpoint.step for checkpoint in checkpoints), default=0))
-        for step in sorted(steps_to_remove(checkpoints, self._policies) - {just_committed}):
+            return []
+        self._warn_of_newer(just_committed, max((checkpoint.step for checkpoint in whole), default=0))
+        return self._remove(steps_to_remove(whole, self._policies) - {just_committed})
+
+    def make_room(self, *, coming: int) -> list[int]:
+        """Remove before a save what its commit would let go of anyway, and what dead saves left behind.
+
+        The save may still fail, so the newest stays, and the best, whatever the coming one may bring: a disk with room
+        for `keep_last_n` checkpoints, and no more, goes round.
+
+        Returns:
+            The steps that were removed.
+        """
+        try:
+            self._directory.remove_leftovers()
+            whole = self._whole()
+        except OSError as problem:
+            _LOG.warning("%s: cannot be listed, no room was made (%s)", self._directory.path, problem.strerror)
+            return []
+        steps = {checkpoint.step for checkpoint in whole}
+        expected = CheckpointInfo(coming, {}, self._clock.wall_seconds())
+        removable = steps_to_remove([*whole, expected] if coming not in steps else whole, self._policies)
+        return self._remove(removable - {coming, max(steps, default=coming)})
+
+    def _whole(self) -> list[CheckpointInfo]:
+        checkpoints = self._directory.infos()
+        whole = [checkpoint for checkpoint in checkpoints if self._directory.is_whole(checkpoint.step)]
+        broken = {checkpoint.step for checkpoint in checkpoints} - {checkpoint.step for checkpoint in whole}
+        for step in sorted(broken - self._told_of_broken):
+            path = self._directory.committed(step)
+            # A checkpoint that was removed meanwhile, by hand or by another process, is not broken.
+            if path.exists():
+                _LOG.warning("%s: a file is missing or has another size; it counts as damaged. Check the disk.", path)
+                self._told_of_broken.add(step)
+        return whole
+
+    def _remove(self, steps: set[int]) -> list[int]:
+        removed = []
+        for step in sorted(steps):
             try:
-                self._directory.remove(step)
+                if self._directory.remove(step):
+                    removed.append(step)
+                else:
+                    _LOG.debug("%s: is being read, a later save removes it", self._directory.committed(step))
             except OSError as problem:
                 _LOG.warning("%s: cannot be removed (%s)", self._directory.committed(step), problem.strerror)
+        return removed
 
     def _warn_of_newer(self, just_committed: int, newest: int) -> None:
         if newest > just_committed and not self._has_told_of_newer:

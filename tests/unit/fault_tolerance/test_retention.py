@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
 from production_ml.fault_tolerance.retention import (
     KeepBest,
     KeepEvery,
@@ -95,6 +96,22 @@ def test_policies_add_up():
     assert steps_to_remove(checkpoints, [KeepLast(n=2), KeepBest(metric="loss")]) == {2}
 
 
+@given(st.dictionaries(st.integers(0, 50), st.floats(), max_size=12), st.data())
+def test_no_policy_loses_what_another_wants_and_pruning_again_removes_nothing_more(losses, data):
+    hours = st.integers(0, 5).map(float)
+    checkpoints = [CheckpointInfo(step, {"loss": loss}, data.draw(hours) * 3600) for step, loss in losses.items()]
+    choices = [KeepLast(n=2), KeepBest(metric="loss", n=2), KeepBest(metric="loss", mode="max"), KeepEvery(n=7)]
+    choices.append(KeepEveryInterval(interval=timedelta(hours=2)))
+    policies = data.draw(st.lists(st.sampled_from(choices), unique=True))
+    removed = steps_to_remove(checkpoints, policies)
+    left = [checkpoint for checkpoint in checkpoints if checkpoint.step not in removed]
+
+    for policy in policies:
+        assert policy(left) == policy(checkpoints)
+    assert steps_to_remove(left, policies) == set()
+    assert max(losses, default=None) not in removed
+
+
 @given(st.dictionaries(st.integers(0, 50), st.floats(), max_size=8), st.integers(1, 5))
 def test_the_newest_and_the_best_always_survive(losses, n):
     checkpoints = [CheckpointInfo(step, {"loss": loss}, created_at=0.0) for step, loss in losses.items()]
@@ -163,6 +180,55 @@ def test_a_checkpoint_whose_manifest_is_damaged_is_neither_counted_nor_deleted(d
     assert directory.steps() == [1, 3]
 
 
+def test_a_newest_checkpoint_that_is_not_whole_does_not_cost_the_good_one_before_it(directory, order_of, caplog):
+    commit(directory, order_of, 1, 2, 3)
+    (directory.committed(3) / "rank-00000.safetensors").unlink()
+    pruning = Pruning(directory, [KeepLast(n=1)])
+
+    assert pruning.explain() == {
+        1: [],
+        2: ["the newest", "among the 1 newest"],
+        3: ["not whole: it is left to the next load, which sets it aside"],
+    }
+    pruning.prune(just_committed=2)
+    pruning.prune(just_committed=2)
+
+    assert directory.steps() == [2, 3]
+    assert caplog.text.count("step-00000003: a file is missing or has another size") == 1
+
+
+def test_what_is_being_read_is_passed_over_until_it_is_read(directory, order_of):
+    commit(directory, order_of, 1, 2, 3)
+    pruning = Pruning(directory, [KeepLast(n=1)])
+
+    with read_lease(directory.committed(1)):
+        assert pruning.explain()[1] == ["being read"]
+        assert pruning.prune(just_committed=3) == [2]
+    assert pruning.prune(just_committed=3) == [1]
+
+
+def test_room_is_made_by_what_the_coming_commit_would_let_go_of(directory, order_of):
+    commit(directory, order_of, 1, 2, 3)
+    directory.begin(4, "dead").release()
+
+    assert Pruning(directory, [KeepLast(n=3)]).make_room(coming=4) == [1]
+
+    assert directory.steps() == [2, 3]
+    assert not directory.incomplete(4, "dead").exists()
+
+
+def test_making_room_for_a_save_that_may_fail_keeps_the_newest_and_the_best(directory, order_of):
+    for step, loss in ((1, 0.5), (2, 0.1), (3, 0.4), (4, 0.3)):
+        directory.begin(step, "00ff").release()
+        carry_out(order_of(step, metrics={"loss": loss}), Patience())
+    pruning = Pruning(directory, [KeepLast(n=1), KeepBest(metric="loss")])
+
+    assert pruning.make_room(coming=5) == [1, 3]
+    assert pruning.make_room(coming=4) == []
+
+    assert directory.steps() == [2, 4]
+
+
 def test_a_directory_that_cannot_be_listed_fails_no_save(directory, caplog):
     class Unlistable(CheckpointDirectory):
         """A file server that stumbles just then."""
@@ -170,6 +236,9 @@ def test_a_directory_that_cannot_be_listed_fails_no_save(directory, caplog):
         def steps(self) -> list[int]:
             raise OSError(116, "Stale file handle")
 
-    Pruning(Unlistable(directory.path), [KeepLast(n=1)]).prune(just_committed=3)
+    pruning = Pruning(Unlistable(directory.path), [KeepLast(n=1)])
 
+    assert pruning.prune(just_committed=3) == []
+    assert pruning.make_room(coming=4) == []
     assert "nothing was pruned (Stale file handle)" in caplog.text
+    assert "no room was made (Stale file handle)" in caplog.text
