@@ -163,13 +163,16 @@ class Pruning:
         reasons = explain(whole, self._policies)
         for step in self._directory.steps():
             if step not in reasons:
-                reasons[step] = ["not whole: it is left to the next load, which sets it aside"]
+                reasons[step] = ["damaged or not whole: the next load sets it aside"]
             elif is_being_read(self._directory.committed(step)):
                 reasons[step].append("being read")
         return dict(sorted(reasons.items()))
 
-    def prune(self, *, just_committed: int) -> list[int]:
+    def prune(self, *, just_committed: int | None = None) -> list[int]:
         """Remove what no policy wants. That some of it stays is worth a warning, not a failed save.
+
+        Args:
+            just_committed: The step that was saved just now, which stays even where an older run's steps are higher.
 
         Returns:
             The steps that were removed.
@@ -226,8 +229,8 @@ class Pruning:
                 _LOG.warning("%s: cannot be removed (%s)", self._directory.committed(step), problem.strerror)
         return removed
 
-    def _warn_of_newer(self, just_committed: int, newest: int) -> None:
-        if newest > just_committed and not self._has_told_of_newer:
+    def _warn_of_newer(self, just_committed: int | None, newest: int) -> None:
+        if just_committed is not None and newest > just_committed and not self._has_told_of_newer:
             self._has_told_of_newer = True
             _LOG.warning(
                 "step %d was saved to %s, which holds step %d of an earlier run: a restart would resume from that one. "

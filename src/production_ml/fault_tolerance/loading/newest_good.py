@@ -12,6 +12,7 @@ from production_ml.core.errors import CheckpointError, DamagedCheckpointError
 from production_ml.fault_tolerance.agreement import gather_json
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.answers import answer, found_damage, raise_problems
@@ -123,11 +124,12 @@ def _try(
 ) -> _Tried:
     """Read a checkpoint, and keep what is wrong with it: the other ranks wait to hear of it before this one raises."""
     identity = directory.identity(step)
+    path = directory.committed(step)
     try:
-        manifest = directory.manifest(step)
-        restoration = plan(manifest)
-        path = directory.committed(step)
-        tensors = read_boxes(path, manifest, restoration.boxes, rank=rank, world_size=world_size)
+        with read_lease(path):
+            manifest = directory.manifest(step)
+            restoration = plan(manifest)
+            tensors = read_boxes(path, manifest, restoration.boxes, rank=rank, world_size=world_size)
         return _Tried(Verified(manifest, restoration, tensors))
     except DamagedCheckpointError as problem:
         return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)

@@ -212,7 +212,7 @@ def _step_after(interval: timedelta, progress: Progress) -> int | None:
     """The first step that ends when `interval` has passed."""
     if progress.seconds_per_step is None:
         return None
-    left_seconds = interval.total_seconds() - progress.seconds_since
+    left_seconds = max(0.0, interval.total_seconds() - progress.seconds_since)
     # A pace of nothing is a clock that did not move: then the next step has to tell.
     steps = left_seconds / progress.seconds_per_step if progress.seconds_per_step > 0 else 1.0
     return progress.step + max(1, math.ceil(min(steps, _FARTHEST_STEPS) - 1e-6))
