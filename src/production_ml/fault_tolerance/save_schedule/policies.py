@@ -132,7 +132,7 @@ class AutoInterval:
         if cost is None:
             interval = self.first_after
         elif cost * 2 >= between:
-            interval = between  # Daly's answer where the optimum has no meaning any more: once per failure
+            interval = between  # Daly's answer for saves so dear; Young's optimum reaches it just there
         else:
             interval = save_interval(cost, between)
         return IntervalChoice(

@@ -189,7 +189,7 @@ def test_it_stays_due_until_it_was_saved():
     assert [schedule.is_due(step) for step in (99, 100, 101)] == [False, True, True]
 
 
-def test_asking_costs_less_than_a_microsecond_beside_a_call_that_does_nothing():
+def test_asking_when_nothing_is_due_costs_no_more_than_a_few_calls_that_do_nothing():
     schedule = SaveSchedule(EverySteps(10**9))
     schedule.is_due(1)
 
