@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,6 +93,18 @@ class CheckpointPlace(Protocol):
         """The checkpoints whose manifests are sound, oldest first."""
         ...
 
+    def is_whole(self, step: int) -> bool:
+        """Whether the checkpoint of `step` has a sound manifest, and each file that it names at its size."""
+        ...
+
+    def reading(self, step: int) -> AbstractContextManager[Any]:
+        """Within it the checkpoint of `step` is not pruned, where the place can promise that."""
+        ...
+
+    def is_being_read(self, step: int) -> bool:
+        """Whether somebody reads it now, where the place can tell."""
+        ...
+
     def source(self, step: int, file: str) -> ByteSource:
         """The bytes of a shard that the manifest of `step` names."""
         ...
@@ -124,8 +137,8 @@ class CheckpointPlace(Protocol):
         """Take a damaged checkpoint out of the listing and keep it; gives where."""
         ...
 
-    def remove(self, step: int) -> None:
-        """Delete a checkpoint so that a crash on the way leaves nothing that looks like one."""
+    def remove(self, step: int) -> bool:
+        """Delete a checkpoint so that a crash on the way leaves nothing that looks like one; False if it is read."""
         ...
 
     def put_back_replaced(self) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     read_manifest,
     read_save_id,
 )
+from production_ml.fault_tolerance.checkpoint_format.read_lease import is_being_read, read_lease, removal_claim
 from production_ml.fault_tolerance.checkpoint_format.save_lock import (
     LOCK_FILE,
     SaveLock,
@@ -37,12 +39,24 @@ _REPLACED: Final = ".replaced-"
 _REMOVED: Final = ".removed-"
 
 
+_ManifestKey = tuple[int, int, int]
+"""A step with the inode and the time of its manifest: another save of the step has another key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is remembered of a manifest, which may be large."""
+
+    info: CheckpointInfo
+    size_bytes_by_file: Mapping[str, int]
+
+
 class CheckpointDirectory:
     """A directory of checkpoints. `step-00000300/` is committed; what begins with a dot is not, yet or any more."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[tuple[int, int, int], CheckpointInfo] = {}
+        self._known: dict[_ManifestKey, _Known] = {}
 
     @property
     def url(self) -> str:
@@ -90,16 +104,31 @@ class CheckpointDirectory:
 
     def infos(self) -> list[CheckpointInfo]:
         """The checkpoints whose manifests are sound, oldest first. Each manifest is read once and then remembered."""
-        known: dict[tuple[int, int, int], CheckpointInfo] = {}
+        known: dict[_ManifestKey, _Known] = {}
         for step in self.steps():
             try:
-                status = (self.committed(step) / MANIFEST_FILE).stat()
-                key = (step, status.st_ino, status.st_mtime_ns)
-                known[key] = self._known.get(key) or _info(self.manifest(step))
+                key = self._manifest_key(step)
+                known[key] = self._known.get(key) or _known(self.manifest(step))
             except (CheckpointError, OSError):
                 continue
         self._known = known
-        return list(known.values())
+        return [checkpoint.info for checkpoint in known.values()]
+
+    def is_whole(self, step: int) -> bool:
+        """Whether the checkpoint of `step` has a sound manifest, and each file that it names at its size.
+
+        It reads no tensor: what it finds whole may still have a flipped bit, which only `verify_checkpoint` finds.
+        """
+        try:
+            known = self._known.get(self._manifest_key(step)) or _known(self.manifest(step))
+            path = self.committed(step)
+            return all((path / name).stat().st_size == size for name, size in known.size_bytes_by_file.items())
+        except (CheckpointError, OSError):
+            return False
+
+    def _manifest_key(self, step: int) -> _ManifestKey:
+        status = (self.committed(step) / MANIFEST_FILE).stat()
+        return step, status.st_ino, status.st_mtime_ns
 
     def source(self, step: int, file: str) -> FileSource:
         """The bytes of a shard that the manifest of `step` names.
@@ -109,6 +138,14 @@ class CheckpointDirectory:
             CheckpointError: The system refuses to read it.
         """
         return FileSource(self.committed(step) / file, step=step)
+
+    def reading(self, step: int) -> contextlib.AbstractContextManager[bool]:
+        """Within it the checkpoint of `step` is not removed, as far as leases reach (see `read_lease`)."""
+        return read_lease(self.committed(step))
+
+    def is_being_read(self, step: int) -> bool:
+        """Whether a process holds a lease on the checkpoint of `step`."""
+        return is_being_read(self.committed(step))
 
     def commit(self, save: DirectorySave, manifest: Manifest) -> None:
         """Turn a directory whose shards are all durable into a checkpoint."""
@@ -147,9 +184,19 @@ class CheckpointDirectory:
         fsync_directory(self.path)
         return target
 
-    def remove(self, step: int) -> None:
-        """Delete a checkpoint so that a crash on the way leaves nothing that looks like one."""
-        self._remove(self.committed(step))
+    def remove(self, step: int) -> bool:
+        """Delete a checkpoint so that a crash on the way leaves nothing that looks like one.
+
+        Returns:
+            False where it stays because it is being read.
+        """
+        path = self.committed(step)
+        with removal_claim(path) as is_free:
+            doomed = self._without_its_name(path) if is_free else None
+        # Only now, with the claim given back: a reader that waits for it learns at once that the name is gone.
+        if doomed is not None:
+            shutil.rmtree(doomed, ignore_errors=True)
+        return is_free
 
     def is_committed(self, save: DirectorySave) -> bool:
         """Whether a save has become the checkpoint of its step."""
@@ -161,13 +208,13 @@ class CheckpointDirectory:
     def abandon(self, save: DirectorySave) -> None:
         """Delete what a failed save wrote. The name goes first: ranks still at work see at once that it ended."""
         if save.path.exists():
-            self._remove(save.path)
+            shutil.rmtree(self._without_its_name(save.path), ignore_errors=True)
 
-    def _remove(self, path: Path) -> None:
+    def _without_its_name(self, path: Path) -> Path:
         doomed = self.path / f"{_REMOVED}{path.name.lstrip('.')}"
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        return doomed
 
     def saves_under_way(self) -> list[DirectorySave]:
         """Where ranks write just now, as far as this host can tell: a save may outlive who asked for it."""
@@ -203,5 +250,6 @@ def _original(replaced: Path) -> Path:
     return replaced.with_name(replaced.name.removeprefix(_REPLACED).rpartition("-")[0])
 
 
-def _info(manifest: Manifest) -> CheckpointInfo:
-    return CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
+def _known(manifest: Manifest) -> _Known:
+    info = CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
+    return _Known(info, {name: entry.size_bytes for name, entry in manifest.files.items()})

@@ -148,13 +148,14 @@ def _try(
     """Read a checkpoint, and keep what is wrong with it: the other ranks wait to hear of it before this one raises."""
     identity = directory.identity(step)
     try:
-        manifest = directory.manifest(step)
-        restoration = plan(manifest)
+        with directory.reading(step):
+            manifest = directory.manifest(step)
+            restoration = plan(manifest)
 
-        def open_source(file: str) -> ByteSource:
-            return directory.source(step, file)
+            def open_source(file: str) -> ByteSource:
+                return directory.source(step, file)
 
-        tensors = read_boxes(open_source, manifest, restoration.boxes, rank=rank, world_size=world_size)
+            tensors = read_boxes(open_source, manifest, restoration.boxes, rank=rank, world_size=world_size)
         return _Tried(Verified(manifest, restoration, tensors))
     except DamagedCheckpointError as problem:
         return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)

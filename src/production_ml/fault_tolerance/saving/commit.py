@@ -1,4 +1,4 @@
-"""The commit: every rank's shard and part stored, then rank 0's manifest, then the name. What is stored carries the news.
+"""The commit: every rank's shard and part stored, then rank 0's manifest, then the name. Files carry the news.
 
 Nothing here talks over the process group: it belongs to the training, which may be in another process, or dead.
 """
