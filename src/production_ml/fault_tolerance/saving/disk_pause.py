@@ -161,7 +161,9 @@ class DiskPause:
 
 
 def _alert(path: Path, step: int, needed_bytes: int, space: FreeSpace | None, reason: str) -> None:
-    free = "" if space is None else f" {_size(space.free_bytes)} are free, and {_size(space.reserve_bytes)} stay free."
+    free = ""
+    if space is not None:
+        free = f" {_size(space.free_bytes)} are free, of which {_size(space.reserve_bytes)} are to be left."
     log_event(
         _LOG,
         "checkpoint_paused",
