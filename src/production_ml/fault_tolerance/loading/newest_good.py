@@ -18,7 +18,7 @@ from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.answers import answer, found_damage, raise_problems
 from production_ml.fault_tolerance.loading.copying_threads import copying_threads
-from production_ml.fault_tolerance.loading.reading import read_boxes
+from production_ml.fault_tolerance.loading.reading import Verify, read_boxes
 from production_ml.fault_tolerance.saving.patience import Patience
 
 _LOG: Final = logging.getLogger(__name__)
@@ -44,7 +44,12 @@ class Search:
 
 
 def search(
-    directory: CheckpointPlace, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int
+    directory: CheckpointPlace,
+    plan: Callable[[Manifest], Restoration],
+    *,
+    rank: int,
+    world_size: int,
+    verify: Verify = "full",
 ) -> Search:
     """Find the newest checkpoint that is good on all ranks. Every rank has to call this.
 
@@ -53,6 +58,7 @@ def search(
         plan: Finds out whether a checkpoint fits, and what this rank reads of it.
         rank: This rank.
         world_size: The number of ranks that load together.
+        verify: What is compared with its hashes, see `read_boxes`.
 
     Raises:
         CheckpointMismatchError: The newest good one does not fit, on this rank or another.
@@ -65,7 +71,7 @@ def search(
     # Listed anew each time: a training that runs beside this process commits, replaces and prunes.
     while steps := [step for step in _steps(directory, rank=rank) if step not in damaged]:
         step = steps[-1]
-        tried = _try(directory, step, plan, rank=rank, world_size=world_size)
+        tried = _try(directory, step, plan, rank=rank, world_size=world_size, verify=verify)
         answers = gather_json({**answer(tried.problem), "is_gone": tried.is_gone}, call=f"load_latest of step {step}")
         if any(theirs["is_gone"] for theirs in answers):
             _check_shared(directory, step, gone, [theirs["is_gone"] for theirs in answers])
@@ -143,7 +149,13 @@ class _Tried:
 
 
 def _try(
-    directory: CheckpointPlace, step: int, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int
+    directory: CheckpointPlace,
+    step: int,
+    plan: Callable[[Manifest], Restoration],
+    *,
+    rank: int,
+    world_size: int,
+    verify: Verify,
 ) -> _Tried:
     """Read a checkpoint, and keep what is wrong with it: the other ranks wait to hear of it before this one raises."""
     identity = directory.identity(step)
@@ -155,7 +167,8 @@ def _try(
             def open_source(file: str) -> ByteSource:
                 return directory.source(step, file)
 
-            tensors = read_boxes(open_source, manifest, restoration.boxes, rank=rank, world_size=world_size)
+            wanted = restoration.boxes
+            tensors = read_boxes(open_source, manifest, wanted, rank=rank, world_size=world_size, verify=verify)
         return _Tried(Verified(manifest, restoration, tensors))
     except DamagedCheckpointError as problem:
         return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)

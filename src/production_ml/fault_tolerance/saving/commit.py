@@ -31,6 +31,10 @@ _LISTING_LAG_SECONDS: Final = 60.0
 """Over NFS the old name may be seen to go long before the new one is seen to come. Only a failed save waits for it."""
 
 
+class GivenUpError(CheckpointWriteError):
+    """Rank 0 gave a save up, and knows why; this rank had written its share."""
+
+
 def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest | None:
     """Write this rank's share of a checkpoint and stay until it is committed.
 
@@ -94,7 +98,7 @@ def _follow(order: SaveOrder, image: memoryview, patience: Patience) -> None:
         with contextlib.suppress(OSError):
             order.written.withdraw(order.rank)
         with contextlib.suppress(OSError):
-            order.written.write_part(order.rank, encode_failure(_reason(problem)))
+            order.written.write_part(order.rank, encode_failure(_reason(problem), getattr(problem, "errno", None)))
         raise
     _await_commit(order, patience)
 
@@ -146,7 +150,7 @@ def _await_commit(order: SaveOrder, patience: Patience) -> None:
     arrival = Patience(min(_LISTING_LAG_SECONDS, patience.timeout_seconds))
     while not order.directory.is_committed(order.written):
         if not arrival.pause():
-            raise CheckpointWriteError(
+            raise GivenUpError(
                 f"The checkpoint of step {order.step} was given up by rank 0.",
                 meaning=UNCHANGED,
                 cure="Rank 0's log says why (event checkpoint_save_failed).",

@@ -53,8 +53,10 @@ def free_space(path: Path, *, reserve_bytes: int | None = None) -> FreeSpace | N
 def full_disk_error(problem: BaseException) -> OSError | None:
     """The system's word that a disk or a quota is full, if that is what `problem` comes from."""
     for cause in _causes(problem):
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            return cause
+        # Not only the system's own errors: what another process or rank met comes here with its number alone.
+        number = getattr(cause, "errno", None)
+        if number in _FULL:
+            return OSError(number, os.strerror(number))
     return None
 
 

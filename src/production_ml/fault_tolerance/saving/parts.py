@@ -49,9 +49,9 @@ def encode_part(part: Part) -> bytes:
     return json.dumps(_part_json(part)).encode()
 
 
-def encode_failure(problem: str) -> bytes:
-    """What a rank tells where its shard will not come."""
-    return json.dumps({"problem": problem}).encode()
+def encode_failure(problem: str, errno: int | None = None) -> bytes:
+    """What a rank tells where its shard will not come, with the system's number for why."""
+    return json.dumps({"problem": problem, "errno": errno}).encode()
 
 
 def decode_part(rank: int, told: bytes) -> Part:
@@ -62,7 +62,11 @@ def decode_part(rank: int, told: bytes) -> Part:
     """
     document = json.loads(told)
     if "problem" in document:
-        raise CheckpointWriteError(f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED)
+        error = CheckpointWriteError(
+            f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED
+        )
+        error.errno = document["errno"]
+        raise error
     files = {name: file_entry(entry) for name, entry in document["files"].items()}
     tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
     return Part(files, tensors, tuple(document["rank_values"]))

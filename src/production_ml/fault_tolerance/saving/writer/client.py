@@ -15,6 +15,7 @@ from typing import Any, Final
 import production_ml
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.base import Claim
+from production_ml.fault_tolerance.saving.commit import GivenUpError
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
@@ -73,7 +74,8 @@ class Writer:
         if answer is None:
             raise self._death(order)
         if answer["kind"] == "failed":
-            error = CheckpointWriteError(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
+            kind = GivenUpError if answer["is_given_up"] else CheckpointWriteError
+            error = kind(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
             error.errno = answer["errno"]
             raise error
         return int(answer["size_bytes"])
