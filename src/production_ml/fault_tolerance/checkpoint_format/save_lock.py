@@ -12,6 +12,7 @@ from typing import Final
 from production_ml.core.clock import SYSTEM_CLOCK
 
 LOCK_FILE: Final = "save.lock"
+_NONE: Final = -1
 SILENCE_SECONDS: Final = 24 * 3600.0
 """After so long without a write, no save is alive: the longest that a rank waits for another is half an hour."""
 
@@ -38,12 +39,19 @@ class SaveLock:
     def hand_over(self) -> None:
         """Another process has the descriptor now: the lock is held until that one lets go."""
         os.close(self.descriptor)
+        self.descriptor = _NONE
 
     def release(self) -> None:
-        """Let go. Unlocked on purpose, not by closing alone: a forked worker may hold a copy of the descriptor."""
+        """Let go, if this process still has it.
+
+        Unlocked on purpose, not by closing alone: a forked worker may hold a copy of the descriptor.
+        """
+        if self.descriptor == _NONE:
+            return
         with contextlib.suppress(OSError):
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         os.close(self.descriptor)
+        self.descriptor = _NONE
 
 
 def is_held(written: Path) -> bool:

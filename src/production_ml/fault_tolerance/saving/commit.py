@@ -55,13 +55,13 @@ def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manife
     return None
 
 
-def give_up(order: SaveOrder, problem: str) -> None:
+def give_up(order: SaveOrder, problem: BaseException) -> None:
     """There will be no such checkpoint, for this rank's share will not come; tell the other ranks."""
     with contextlib.suppress(OSError):
         if order.rank == 0:
             order.directory.abandon(order.written)
         else:
-            write_failure(order.written, order.rank, problem)
+            write_failure(order.written, order.rank, _reason(problem))
 
 
 def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
@@ -151,4 +151,6 @@ def _is_committed(order: SaveOrder) -> bool:
 
 
 def _reason(problem: BaseException) -> str:
+    if isinstance(problem, CheckpointWriteError):
+        return problem.what.rstrip(".")
     return (isinstance(problem, OSError) and problem.strerror) or repr(problem)

@@ -78,13 +78,18 @@ class SaveInFlight:
     def _carry_out(self) -> int:
         order, lock = self._draft.order, self._draft.lock
         try:
-            self._draft.transfer.run()
-        except BaseException as problem:
-            give_up(order, str(problem))
+            self._copy()
+            return self._writer.write(order, self._image, lock)
+        finally:
             if lock is not None:
                 lock.release()
+
+    def _copy(self) -> None:
+        try:
+            self._draft.transfer.run()
+        except BaseException as problem:
+            give_up(self._draft.order, problem)
             raise
-        return self._writer.write(order, self._image, lock)
 
     def _follow_up(self, committed: Committed) -> None:
         try:

@@ -149,12 +149,12 @@ def test_a_rank_without_tensors_writes_no_shard(directory, share_of):
 
 def test_a_rank_that_gives_up_is_heard_by_the_others(directory, two_ranks):
     leader, follower = two_ranks
-    give_up(follower.order, "it was killed")
+    give_up(follower.order, CheckpointWriteError("it was killed."))
     with pytest.raises(CheckpointWriteError, match="Rank 1 could not write its shard: it was killed"):
         leader.carry_out()
     assert names_in(directory.path) == []
 
     directory.begin(1, "00ff").release()
-    give_up(leader.order, "it was killed")
+    give_up(leader.order, OSError(5, "Input/output error"))
     assert names_in(directory.path) == []
-    give_up(follower.order, "there is nobody to hear it")  # and that is no error
+    give_up(follower.order, KeyError("gone"))  # there is nobody to hear it, and that is no error
