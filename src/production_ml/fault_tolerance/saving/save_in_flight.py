@@ -100,8 +100,12 @@ class SaveInFlight:
 
     def join(self) -> None:
         """Return when the work has ended, well or not."""
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return
+        if self._thread.is_alive():
+            # Training that waits here changes nothing.
+            self._draft.transfer.let_change()
+        self._thread.join()
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""

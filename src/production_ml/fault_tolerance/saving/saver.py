@@ -52,9 +52,6 @@ class Saver:
         draft: SaveDraft | None = None
         problem: Exception | None = None
         try:
-            if self._pid != os.getpid():
-                # Forked: the image is shared memory, and the writer and the save under way are the parent's.
-                self._begin_anew()
             self.wait()
             draft = self._draft(inputs)
         except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
@@ -66,6 +63,7 @@ class Saver:
 
     def join(self) -> None:
         """Return when no save is under way; how it ended is told by the next call that may raise."""
+        self._leave_parents_things()
         if self._in_flight is not None:
             self._in_flight.join()
 
@@ -75,6 +73,7 @@ class Saver:
         Raises:
             CheckpointWriteError: It failed.
         """
+        self._leave_parents_things()
         if self._in_flight is None:
             return
         self._in_flight.join()
@@ -87,6 +86,7 @@ class Saver:
 
     def leave_soon(self) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""
+        self._leave_parents_things()
         if self._in_flight is not None:
             self._in_flight.leave_soon()
 
@@ -102,6 +102,12 @@ class Saver:
             self._gate.remove()
             self._writer.close()
             self._staging.close()
+            self._begin_anew()
+
+    def _leave_parents_things(self) -> None:
+        """In a fork the image is shared memory, and the writer and the save under way are the parent's."""
+        if self._pid != os.getpid():
+            self._gate.remove()
             self._begin_anew()
 
     def _begin_anew(self) -> None:
