@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from checkpoint_cuda import staging_rate
 from checkpoint_disk import DiskBench
 from checkpoint_floors import prewarm
-from checkpoint_memory import peak_memory
+from checkpoint_memory import MEMORY_OF, peak_memory
 from checkpoint_planning import planning
 from checkpoint_ranks import growth
-from checkpoint_report import markdown, show
+from checkpoint_report import markdown, show, show_goals, write_into
 from checkpoint_states import GIB, MIB, Training, transformer
-from checkpoint_timing import Section
+from checkpoint_timing import OURS, Section
 from checkpoint_training import TrainingBench
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 PARTS = ("disk", "stall", "overhead", "memory", "planning", "growth", "cuda")
 
@@ -46,6 +47,7 @@ class Plan:
         worlds: Numbers of ranks.
         rounds: How often each is measured.
         step_seconds: The least duration of a step in the step-time tables.
+        memory_of: Whose peak memory is measured.
     """
 
     sizes: tuple[int, ...] = (GIB, 4 * GIB)
@@ -55,11 +57,12 @@ class Plan:
     worlds: tuple[int, ...] = (1, 2, 4)
     rounds: int = 5
     step_seconds: float = 0.5
+    memory_of: tuple[str, ...] = MEMORY_OF
 
 
 QUICK = Plan(
     sizes=(2 * MIB,), small=2 * MIB, counts=(10, 100), planning_counts=(100,), worlds=(1, 2), rounds=2,
-    step_seconds=0.01,
+    step_seconds=0.01, memory_of=(OURS, "torch.save"),
 )  # fmt: skip
 
 
@@ -93,7 +96,7 @@ class Bench:
 
     def memory(self) -> Iterator[Section]:
         for size in self.plan.sizes:
-            yield peak_memory(size, self.directory, progress=self.progress)
+            yield peak_memory(size, self.directory, names=self.plan.memory_of, progress=self.progress)
 
     def planning(self) -> Iterator[Section]:
         yield from planning(
@@ -122,7 +125,11 @@ class Bench:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for part in options.parts:
+        if part not in PARTS:
+            parser.error(f"no part {part!r}: choose from {', '.join(PARTS)}")
     plan = QUICK if options.quick else Plan()
     if options.size_gib:
         plan.sizes = tuple(int(size * GIB) for size in options.size_gib)
@@ -138,8 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
         document = {"machine": _machine(directory), "rounds": plan.rounds, "sections": [s.to_dict() for s in sections]}
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
+    show_goals(console, document["sections"])
     if options.markdown:
-        options.markdown.write_text(markdown(document))
+        write_into(options.markdown, markdown(document))
     return 0
 
 
@@ -159,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="how often each is measured")
     parser.add_argument("--directory", type=Path, help="where to write, on the disk to measure; default: the temporary")
     parser.add_argument("--json", type=Path, help="write all samples there")
-    parser.add_argument("--markdown", type=Path, help="write the tables there")
+    parser.add_argument("--markdown", type=Path, help="write the tables there, below the line that says so")
     parser.add_argument("--quick", action="store_true", help="tiny and few: tests that it runs, measures nothing")
     return parser
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
 from checkpoint_peers import quiet
 from checkpoint_states import Training
 from checkpoint_timing import OURS
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-
 from production_ml.fault_tolerance import CheckpointManager
 
 

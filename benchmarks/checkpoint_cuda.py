@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rich.progress import Progress
+
 from checkpoint_async import AsyncSaver, async_savers
 from checkpoint_states import transformer
 from checkpoint_timing import Contender, Row, Section, measure, share
-from rich.progress import Progress
 
 _PINNED = "pinned copy"
 _BUFFER_BYTES = 1 << 30

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.progress import Progress
+
 from checkpoint_floors import Floors, drop_from_cache, files_under
 from checkpoint_peers import Peer, TorchSave, peers, remove
 from checkpoint_states import Training
 from checkpoint_timing import Contender, Row, Section, measure, multiple, share
-from rich.progress import Progress
 
 _BUFFERED, _DIRECT = "raw write+fsync, buffered", "raw write+fsync, O_DIRECT"
 _COPY_ONE, _COPY_ALL, _COPY_FRESH = "memcpy, 1 thread", "memcpy, all threads", "memcpy to fresh memory"

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import psutil
 import torch
+from rich.progress import Progress
+
 from checkpoint_async import AsyncSaver, async_savers, one_rank_group
 from checkpoint_peers import Accelerate, Dcp, Lightning, Safetensors, TorchSave, remove
 from checkpoint_states import Training, transformer
 from checkpoint_timing import OURS, Row, Section
-from rich.progress import Progress
 
 _SAVES = 3
 _PAUSE_SECONDS = 0.005
@@ -25,12 +26,12 @@ _SYNC = {
     "Lightning": Lightning,
     "accelerate": Accelerate,
 }
+MEMORY_OF = (*_ASYNC, *_SYNC)
 
 
-def peak_memory(size_bytes: int, directory: Path, *, progress: Progress) -> Section:
+def peak_memory(size_bytes: int, directory: Path, *, names: tuple[str, ...], progress: Progress) -> Section:
     """Each contender saves three times in a process of its own, training meanwhile."""
     rows = []
-    names = (*_ASYNC, *_SYNC)
     task = progress.add_task("peak memory", total=len(names))
     tensors = 0
     for name in names:

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
+
 from checkpoint_floors import fsync_tree
 from checkpoint_states import Training, give_state
 from checkpoint_timing import OURS
-
 from production_ml.fault_tolerance import CheckpointManager
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.progress import Progress
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
 from checkpoint_async import AsyncSaver, async_savers
 from checkpoint_states import Training, bag
 from checkpoint_timing import Contender, Row, Section, measure
-from rich.progress import Progress
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 _BYTES_PER_MEMBER = 48
 """A weight and two moments of 16 bytes each."""

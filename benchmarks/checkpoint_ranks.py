@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from checkpoint_floors import Floors
-from checkpoint_peers import Dcp, Ours, quiet
-from checkpoint_states import Training, bag, with_adam_state
-from checkpoint_timing import OURS, Contender, Row, Section, measure, multiple, share
 from rich.progress import Progress
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
+from checkpoint_floors import Floors
+from checkpoint_peers import Dcp, Ours, quiet
+from checkpoint_states import Training, bag, with_adam_state
+from checkpoint_timing import OURS, Contender, Row, Section, measure, multiple, share
 
 _RAW, _COPY, _IN_SAVE = "raw write+fsync", "memcpy", "time in save()"
 _LIMIT_SECONDS = 1_800

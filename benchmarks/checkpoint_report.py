@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from checkpoint_states import GIB
-from checkpoint_timing import OURS, Section
 from rich.console import Console
 from rich.table import Table
+
+from checkpoint_goals import against_goals
+from checkpoint_states import GIB
+from checkpoint_timing import OURS, Section
+
+_MARK = "<!-- What stands below is written by `make bench-checkpoint`. -->\n"
 
 
 def show(console: Console, section: Section) -> None:
@@ -33,10 +38,33 @@ def markdown(document: dict[str, Any]) -> str:
         f"{machine['system']}, Python {machine['python']}; {versions}. Medians of {document['rounds']} rounds, "
         "contenders in turn."
     )
-    lines = [measured, ""]
+    lines = [measured, "", *_goals(document["sections"]), ""]
     for section in document["sections"]:
         lines += [*_markdown_table(section), ""]
     return "\n".join(lines)
+
+
+def write_into(path: Path, text: str) -> None:
+    """Put `text` below the line that says where measured tables begin; what stands above it stays."""
+    above, mark, _ = path.read_text().partition(_MARK) if path.exists() else ("", "", "")
+    path.write_text(f"{above}{_MARK if mark else ''}\n{text.rstrip()}\n" if mark else f"{text.rstrip()}\n")
+
+
+def show_goals(console: Console, sections: list[dict[str, Any]]) -> None:
+    """The goals on the terminal, reached or not."""
+    table = Table(title="Goals", title_justify="left")
+    for column in ("", "goal", "measured", ""):
+        table.add_column(column)
+    for text, limit, measured, is_met in against_goals(sections):
+        table.add_row(text, limit, measured, "met" if is_met else "missed", style=None if is_met else "red")
+    console.print(table)
+
+
+def _goals(sections: list[dict[str, Any]]) -> list[str]:
+    lines = ["### Goals", "", "| | goal | measured | |", "| --- | --- | --- | --- |"]
+    for text, limit, measured, is_met in against_goals(sections):
+        lines.append(_markdown_row([text, limit, measured, "met" if is_met else "**missed**"]))
+    return lines
 
 
 def _markdown_table(section: dict[str, Any]) -> list[str]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich.progress import Progress
+
 from checkpoint_async import AsyncSaver, async_savers
 from checkpoint_floors import Floors
 from checkpoint_states import Training, give_batch, transformer
 from checkpoint_timing import Row, Section, seconds_of
-from rich.progress import Progress
 
 _NO_SAVES = "no saves"
 SAVE_EVERY = 10
