@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import sys
 import tempfile
@@ -79,7 +80,7 @@ class Bench:
         for size in self.plan.sizes:
             yield from self._disk(transformer(size))
 
-    def _disk(self, training: Training) -> list[Section]:
+    def _disk(self, training: Training) -> Iterator[Section]:
         bench = DiskBench(
             training=training, directory=self.directory, rounds=self.plan.rounds, threads=self.threads,
             progress=self.progress,
@@ -135,6 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
         plan.sizes = tuple(int(size * GIB) for size in options.size_gib)
     if options.rounds:
         plan.rounds = options.rounds
+    # DCP's shared memory takes a file descriptor per tensor.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     console = Console(stderr=True)
     with _directory(options.directory) as directory, _progress(console) as progress:
         bench = Bench(plan=plan, directory=directory, progress=progress)

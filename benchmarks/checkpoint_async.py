@@ -20,6 +20,8 @@ from checkpoint_states import Training
 from checkpoint_timing import OURS
 from production_ml.fault_tolerance import CheckpointManager
 
+ASYNC_SAVERS = (OURS, "DCP async_save", "DCP async_save, cached", "DCP async_save, staged behind")
+
 
 class AsyncSaver(Protocol):
     """Saves while training goes on."""
@@ -98,8 +100,10 @@ class DcpSaver:
 
 
 @contextlib.contextmanager
-def async_savers(training: Training, directory: Path, *, only: str = "") -> Iterator[dict[str, AsyncSaver]]:
-    """All of them by name, or one; DCP wants a process group, and gets one of a single rank."""
+def async_savers(
+    training: Training, directory: Path, *, names: tuple[str, ...] = ASYNC_SAVERS
+) -> Iterator[dict[str, AsyncSaver]]:
+    """Those of these names; DCP wants a process group, and gets one of a single rank."""
     place = directory / "async"
     makers: dict[str, Callable[[], OurSaver | DcpSaver]] = {
         OURS: lambda: OurSaver(training, place / "ours"),
@@ -108,7 +112,7 @@ def async_savers(training: Training, directory: Path, *, only: str = "") -> Iter
         "DCP async_save, staged behind": lambda: DcpSaver(training, place / "dcp-staged", stager=_stager(behind=True)),
     }
     with one_rank_group(), contextlib.ExitStack() as stack:
-        savers = {name: make() for name, make in makers.items() if only in ("", name)}
+        savers = {name: make() for name, make in makers.items() if name in names}
         for saver in savers.values():
             stack.callback(saver.close)
         yield dict(savers)

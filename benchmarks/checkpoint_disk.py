@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,20 +37,19 @@ class DiskBench:
     threads: int
     progress: Progress
 
-    def sections(self) -> list[Section]:
+    def sections(self) -> Iterator[Section]:
         floors = Floors(self.training.size_bytes, self.directory / "raw")
         contenders = peers(self.training, self.directory, threads=self.threads)
-        found = [self._saves(floors, contenders)]
+        yield self._saves(floors, contenders)
         mapped = TorchSave(self.training, contenders["torch.save"].path, mmap=True)
         loaders = {name: peer for name, peer in contenders.items() if peer.path.exists()}
         loaders["torch.load(mmap=True)"] = mapped
-        found.append(self._warm_loads(floors, loaders, fresh=False))
-        found.append(self._warm_loads(floors, loaders, fresh=True))
-        found.append(self._cold_loads(floors, loaders))
+        yield self._warm_loads(floors, loaders, fresh=False)
+        yield self._warm_loads(floors, loaders, fresh=True)
+        yield self._cold_loads(floors, loaders)
         floors.remove()
         for peer in contenders.values():
             remove(peer)
-        return found
 
     def _section(self, name: str, title: str, note: str, rows: list[Row]) -> Section:
         size, tensors = self.training.size_bytes, self.training.tensor_count

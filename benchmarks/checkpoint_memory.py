@@ -11,14 +11,13 @@ import psutil
 import torch
 from rich.progress import Progress
 
-from checkpoint_async import AsyncSaver, async_savers, one_rank_group
+from checkpoint_async import ASYNC_SAVERS, AsyncSaver, async_savers, one_rank_group
 from checkpoint_peers import Accelerate, Dcp, Lightning, Safetensors, TorchSave, remove
 from checkpoint_states import Training, transformer
-from checkpoint_timing import OURS, Row, Section
+from checkpoint_timing import Row, Section
 
 _SAVES = 3
 _PAUSE_SECONDS = 0.005
-_ASYNC = (OURS, "DCP async_save", "DCP async_save, cached", "DCP async_save, staged behind")
 _SYNC = {
     "torch.save": TorchSave,
     "safetensors": Safetensors,
@@ -26,7 +25,7 @@ _SYNC = {
     "Lightning": Lightning,
     "accelerate": Accelerate,
 }
-MEMORY_OF = (*_ASYNC, *_SYNC)
+MEMORY_OF = (*ASYNC_SAVERS, *_SYNC)
 
 
 def peak_memory(size_bytes: int, directory: Path, *, names: tuple[str, ...], progress: Progress) -> Section:
@@ -110,7 +109,7 @@ def _save_between_steps(training: Training, name: str, directory: Path) -> None:
 
 
 def _save_beside_steps(training: Training, name: str, directory: Path) -> None:
-    with async_savers(training, directory, only=name) as savers:
+    with async_savers(training, directory, names=(name,)) as savers:
         saver: AsyncSaver = savers[name]
         for _ in range(_SAVES):
             saver.save()

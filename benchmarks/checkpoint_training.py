@@ -56,12 +56,15 @@ class TrainingBench:
         floors = Floors(training.size_bytes, self.directory / "raw")
         copies = [seconds_of(lambda: floors.memcpy(threads=1)) for _ in range(2 + self.rounds)][2:]
         copy = statistics.median(copies)
-        behind = give_batch(training, seconds=2 * copy)
+        give_batch(training, seconds=2 * copy)
         with async_savers(training, self.directory) as savers:
             self._measure_stalls(training, savers, copies, floors)
-        rows = [Row(name="memcpy, 1 thread", samples=copies, ratios={"extra step time": "", "save() alone": ""})]
+        copy = statistics.median(copies)
+        rows = [Row(name="memcpy, 1 thread", samples=copies, ratios={"stall": "1.00x"})]
         base = self._steps[_NO_SAVES]
-        optimizer, total = (statistics.median(getattr(step, key) for step in base) for key in ("optimizer", "total"))
+        optimizer, behind, total = (
+            statistics.median(getattr(step, key) for step in base) for key in ("optimizer", "forward_backward", "total")
+        )
         for name, steps in self._steps.items():
             if name == _NO_SAVES:
                 continue
@@ -76,8 +79,8 @@ class TrainingBench:
             rows.append(Row(name=name, samples=stalls, ratios=ratios))
         note = (
             f"Stall: time inside save() plus the extra time of the next optimizer step; forward/backward is "
-            f"{behind:.2f} s, {behind / copy:.1f}x memcpy, {torch.get_num_threads()} threads. Extra step time counts "
-            "what saving takes from forward/backward too. All as multiples of memcpy."
+            f"{behind:.2f} s ({behind / copy:.1f}x memcpy) on {torch.get_num_threads()} threads. Extra step time "
+            "counts what saving takes from forward/backward too. All as multiples of memcpy."
         )
         return _section("stall", "Stall per asynchronous save", note, rows, training)
 
