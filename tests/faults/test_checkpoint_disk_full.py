@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from production_ml.core.structured_logging import Event, subscribe, unsubscribe
+from production_ml.fault_tolerance import CheckpointManager
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry, Manifest
 from production_ml.fault_tolerance.retention import KeepLast, Pruning
@@ -82,7 +85,7 @@ class Training:
         except OSError as problem:
             return problem
         try:
-            (written / SHARD).write_bytes(content_of(step))
+            (written.path / SHARD).write_bytes(content_of(step))
             self.directory.commit(written, manifest_of(step))
         except OSError as problem:
             self.directory.abandon(written)
@@ -184,3 +187,46 @@ def test_a_disk_that_takes_no_further_file_pauses_saving_too(small_disk, events)
     assert "no inodes are left" in events[0].message
     assert training.directory.steps() == [1]
     training.check_that_nothing_is_torn()
+
+
+@pytest.fixture
+def training_on(small_disk):
+    """A real training of a model of 192 KiB, and AdamW's two moments, on a disk of 4 MiB."""
+    torch.manual_seed(0)
+    model = nn.Linear(256, 192)
+    optimizer = torch.optim.AdamW(model.parameters())
+    disk = small_disk()
+
+    def train(manager: CheckpointManager, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            model(torch.randn(2, 256)).square().mean().backward()
+            optimizer.step()
+            manager.save(model=model, optimizer=optimizer, step=step)
+            manager.wait()
+
+    return disk, model, train
+
+
+def test_a_manager_survives_a_full_disk_and_saves_again_by_itself(training_on, events):
+    disk, model, train = training_on
+    with CheckpointManager(disk / "checkpoints", keep_last_n=2, save_best=False) as manager:
+        train(manager, range(1, 5))
+        filler = fill(disk)
+        before = CheckpointDirectory(disk / "checkpoints").steps()
+
+        train(manager, range(5, 15))
+
+        meanwhile = CheckpointDirectory(disk / "checkpoints").steps()
+        filler.unlink()
+        train(manager, range(15, 18))
+
+    resumed = nn.Linear(256, 192)
+    state = CheckpointManager(disk / "checkpoints").load_latest(resumed)
+    assert before == [3, 4]
+    assert meanwhile[-1] in range(4, 15)
+    assert state["step"] == 17
+    assert torch.equal(resumed.weight, model.weight)
+    assert state.damaged == []
+    told = [name for name in names(events) if name in ("checkpoint_paused", "checkpoint_resumed")]
+    assert told == ["checkpoint_paused", "checkpoint_resumed"]
