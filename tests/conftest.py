@@ -8,10 +8,14 @@ import random
 import resource
 import time
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from production_ml.core.structured_logging import subscribe, unsubscribe
+from production_ml.testing.s3_servers import CREDENTIALS, S3Server, moto_server, s3rver_server
+
+S3RVER = Path(__file__).parents[1] / ".services/node_modules/.bin/s3rver"
 
 
 @pytest.fixture
@@ -36,6 +40,39 @@ def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that lives as long as the session."""
+    server = moto_server(tmp_path_factory.mktemp("moto"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def s3rver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Another, of other authors, that keeps what it has over a kill."""
+    if not S3RVER.exists():
+        pytest.fail("s3rver is not installed. Install it with: make services")
+    server = s3rver_server(S3RVER, tmp_path_factory.mktemp("s3rver"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def use_s3(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has this process talk to the S3 server at a URL, and to no other."""
+
+    def use(url: str) -> None:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.setenv(name, os.devnull)
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": url}.items():
+            monkeypatch.setenv(name, value)
+
+    return use
 
 
 @pytest.fixture(autouse=True)

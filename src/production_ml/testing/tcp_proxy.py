@@ -1,0 +1,179 @@
+"""A proxy that stands for a bad network: it cuts connections, delays them, and answers 503 in a busy server's place."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+_CHUNK_BYTES: Final = 1 << 16
+_RESET: Final = struct.pack("ii", 1, 0)
+_SLOW_DOWN: Final = (
+    b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>SlowDown</Code>"
+    b"<Message>Please reduce your request rate.</Message></Error>"
+)
+
+
+class Fault(Protocol):
+    """What happens to one connection."""
+
+    def __call__(self, link: Link) -> None:
+        """Called before each piece that passes, in either direction, with what has passed so far."""
+        ...
+
+
+@dataclass
+class Link:
+    """One connection through the proxy."""
+
+    client: socket.socket
+    server: socket.socket
+    passed_bytes: int = 0
+
+    def cut(self) -> None:
+        """End it at once, with a reset."""
+        for end in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The connection breaks once so many bytes have passed."""
+
+    after_bytes: int = 0
+
+    def __call__(self, link: Link) -> None:
+        if link.passed_bytes >= self.after_bytes:
+            link.cut()
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Each piece comes late."""
+
+    seconds: float
+
+    def __call__(self, link: Link) -> None:
+        time.sleep(self.seconds)
+
+
+@dataclass
+class Do:
+    """Something else happens, such as the server's death, once so many bytes have passed."""
+
+    action: Callable[[], None]
+    after_bytes: int = 0
+    is_done: bool = False
+
+    def __call__(self, link: Link) -> None:
+        if not self.is_done and link.passed_bytes >= self.after_bytes:
+            self.is_done = True
+            self.action()
+
+
+class SlowDown:
+    """The server is too busy for the first request of the connection."""
+
+    def __call__(self, link: Link) -> None:
+        head = f"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {len(_SLOW_DOWN)}\r\n"
+        with contextlib.suppress(OSError):
+            link.client.sendall(head.encode() + b"Connection: close\r\n\r\n" + _SLOW_DOWN)
+            link.client.shutdown(socket.SHUT_WR)
+            # Read what the client still sends: a reset would overtake the answer.
+            link.client.settimeout(0.5)
+            while link.client.recv(_CHUNK_BYTES):
+                pass
+        link.cut()
+
+
+class TcpProxy:
+    """Passes bytes on to a server; each fault that is injected befalls one connection. Close it, or use it in a `with`.
+
+    Args:
+        port: The server's, on this machine.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = int(self._listener.getsockname()[1])
+        self._faults: deque[Fault] = deque()
+        self._open: dict[int, Link] = {}
+        self._lock = threading.Lock()
+        self.suffered: list[Fault] = []
+        """The faults that have befallen a connection."""
+        threading.Thread(target=self._accept, daemon=True, name="tcp-proxy").start()
+
+    @property
+    def url(self) -> str:
+        """What stands in the place of the server's URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> TcpProxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def inject(self, *faults: Fault) -> None:
+        """Let the next connections suffer these, one each; those that are open end, so that the next come soon."""
+        with self._lock:
+            self._faults.extend(faults)
+            links = list(self._open.values())
+        for link in links:
+            link.cut()
+
+    def close(self) -> None:
+        """End all connections and take no more."""
+        self._listener.close()
+        with self._lock:
+            links = list(self._open.values())
+        for link in links:
+            link.cut()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True, name="tcp-proxy-link").start()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            server = socket.create_connection(("127.0.0.1", self._server_port), timeout=10)
+        except OSError:
+            client.close()
+            return
+        server.settimeout(None)
+        link = Link(client, server)
+        with self._lock:
+            fault = self._faults.popleft() if self._faults else None
+            if fault is not None:
+                self.suffered.append(fault)
+            self._open[id(link)] = link
+        back = threading.Thread(target=_pump, args=(server, client, link, fault), daemon=True, name="tcp-proxy-back")
+        back.start()
+        _pump(client, server, link, fault)
+        back.join()
+        with self._lock:
+            del self._open[id(link)]
+        client.close()
+        server.close()
+
+
+def _pump(source: socket.socket, target: socket.socket, link: Link, fault: Fault | None) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(_CHUNK_BYTES):
+            if fault is not None:
+                fault(link)
+            target.sendall(data)
+            link.passed_bytes += len(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
