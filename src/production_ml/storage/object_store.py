@@ -16,7 +16,6 @@ from production_ml.storage.store_errors import is_transient, translate
 
 Result = TypeVar("Result")
 
-_BLOCK_BYTES: Final = 16 << 20
 # What each file system calls the time of an object.
 _MODIFIED: Final = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 _PACKAGES: Final = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "abfs": ("adlfs", "azure")}
@@ -43,10 +42,9 @@ class FsspecStore:
 
     def put(self, key: str, pieces: Sequence[bytes | memoryview]) -> None:
         path = self._path(key)
-        if sum(len(piece) for piece in pieces) <= _BLOCK_BYTES:
-            self._try(f"put {key}", lambda: self._file_system.pipe_file(path, b"".join(pieces)))
-        else:
-            self._try(f"put {key}", lambda: self._upload(path, pieces))
+        # Whole, though it takes the memory for a copy: a file of fsspec that is closed after an error becomes an object.
+        data = b"".join(pieces)
+        self._try(f"put {key}", lambda: self._file_system.pipe_file(path, data))
 
     def get(self, key: str, begin: int = 0, end: int | None = None) -> bytes:
         path = self._path(key)
@@ -86,19 +84,6 @@ class FsspecStore:
     def clear_unfinished(self, folder: str, before: float) -> int:  # noqa: ARG002 - nothing to look for
         """Stores that fsspec reaches drop unfinished uploads themselves (Google's and Azure's after a week)."""
         return 0
-
-    def _upload(self, path: str, pieces: Sequence[bytes | memoryview]) -> None:
-        file = self._file_system.open(path, "wb", block_size=_BLOCK_BYTES)
-        try:
-            for piece in pieces:
-                for begin in range(0, len(piece), _BLOCK_BYTES):
-                    file.write(piece[begin : begin + _BLOCK_BYTES])
-        except BaseException:
-            # close() would make an object of what is there so far.
-            file.closed = True
-            file.discard()
-            raise
-        file.close()
 
     def _delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -19,7 +19,8 @@ _PART_BYTES: Final = 16 << 20
 _MOST_PARTS: Final = 10_000
 """S3 takes no more of one object."""
 _PARALLEL_PARTS: Final = 4
-_KEYS_PER_DELETION: Final = 1000
+_KEYS_PER_REQUEST: Final = 1000
+"""S3 lists and deletes no more at once."""
 _CONFIG: Final = {
     # One policy counts the tries and tells of them; botocore's own would multiply with it, in silence.
     "retries": {"total_max_attempts": 1},
@@ -40,19 +41,28 @@ class S3Store(FsspecStore):
         url: `s3://bucket/prefix`.
         retry_policy: How often and for how long each request is tried; for a large object, each part.
         part_bytes: An object of more bytes goes up in parts of so many, more where 10,000 parts would not do.
+        keys_per_request: How many objects are listed or deleted by one request.
 
     Raises:
         ConfigError: The URL names no bucket.
         MissingDependencyError: s3fs is not installed.
     """
 
-    def __init__(self, url: str, *, retry_policy: RetryPolicy | None = None, part_bytes: int = _PART_BYTES) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        retry_policy: RetryPolicy | None = None,
+        part_bytes: int = _PART_BYTES,
+        keys_per_request: int = _KEYS_PER_REQUEST,
+    ) -> None:
         self.address = url.rstrip("/")
         self._bucket, _, self._prefix = self.address.partition("://")[2].partition("/")
         if not self._bucket:
             raise ConfigError("url", url, "names no bucket; it looks like s3://bucket/prefix")
         self._root = f"{self._bucket}/{self._prefix}".rstrip("/")
         self._part_bytes = part_bytes
+        self._keys_per_request = keys_per_request
         self._file_system = open_file_system("s3", config_kwargs=dict(_CONFIG))
         self._file_system.retries = 1  # s3fs has tries of its own, too
         self._policy = retry_policy or RetryPolicy()
@@ -88,7 +98,7 @@ class S3Store(FsspecStore):
 
     def listing(self, folder: str = "") -> list[StoredObject]:
         prefix = "/".join(part for part in (self._prefix, folder and check_key(folder)) if part)
-        options: dict[str, Any] = {"Prefix": f"{prefix}/" if prefix else ""}
+        options: dict[str, Any] = {"Prefix": f"{prefix}/" if prefix else "", "MaxKeys": self._keys_per_request}
         listed = []
         while True:
             page = self._ask(f"list {folder}", "list_objects_v2", **options)
@@ -101,8 +111,8 @@ class S3Store(FsspecStore):
 
     def delete(self, keys: Iterable[str]) -> None:
         doomed = [{"Key": self._full(key)} for key in keys]
-        for begin in range(0, len(doomed), _KEYS_PER_DELETION):
-            batch = doomed[begin : begin + _KEYS_PER_DELETION]
+        for begin in range(0, len(doomed), self._keys_per_request):
+            batch = doomed[begin : begin + self._keys_per_request]
             answer = self._ask("delete", "delete_objects", Delete={"Objects": batch, "Quiet": True})
             if errors := answer.get("Errors"):
                 number = errno.EACCES if errors[0].get("Code") == "AccessDenied" else errno.EREMOTEIO

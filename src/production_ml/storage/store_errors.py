@@ -21,7 +21,13 @@ _MAY_PASS: Final = {
 }
 # Damaged or cut off on their way to the server, which noticed it.
 _LOST_IN_TRANSIT: Final = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
-_NETWORK: Final = {("botocore", "HTTPClientError"), ("aiohttp", "ClientError"), ("azure", "ServiceRequestError")}
+_NETWORK: Final = {
+    ("botocore", "ConnectionError"),
+    ("botocore", "HTTPClientError"),
+    ("aiohttp", "ClientError"),
+    ("azure", "ServiceRequestError"),
+    ("azure", "ServiceResponseError"),
+}
 _TOO_MANY_OR_TOO_LATE: Final = {408, 429}
 
 

@@ -68,7 +68,7 @@ class S3Server:
 
 
 def moto_server(directory: Path) -> S3Server:
-    """moto's server, started, with `BUCKET` in it.
+    """A server of moto's, started, with `BUCKET` in it.
 
     Raises:
         RuntimeError: It does not start.

@@ -61,7 +61,7 @@ class Delay:
 
     seconds: float
 
-    def __call__(self, link: Link) -> None:
+    def __call__(self, link: Link) -> None:  # noqa: ARG002 - whatever has passed
         time.sleep(self.seconds)
 
 
