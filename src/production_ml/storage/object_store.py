@@ -42,7 +42,7 @@ class FsspecStore:
 
     def put(self, key: str, pieces: Sequence[bytes | memoryview]) -> None:
         path = self._path(key)
-        # Whole, though it takes the memory for a copy: a file of fsspec that is closed after an error becomes an object.
+        # Whole, though it takes the memory of a copy: a file of fsspec that is closed after an error is an object.
         data = b"".join(pieces)
         self._try(f"put {key}", lambda: self._file_system.pipe_file(path, data))
 

@@ -23,8 +23,8 @@ _SLOW_DOWN: Final = (
 class Fault(Protocol):
     """What happens to one connection."""
 
-    def __call__(self, link: Link) -> None:
-        """Called before each piece that passes, in either direction, with what has passed so far."""
+    def __call__(self, link: Link, data: bytes, *, is_answer: bool) -> None:
+        """Called with each piece before it passes on, to the server or back."""
         ...
 
 
@@ -50,7 +50,7 @@ class Cut:
 
     after_bytes: int = 0
 
-    def __call__(self, link: Link) -> None:
+    def __call__(self, link: Link, data: bytes, *, is_answer: bool) -> None:  # noqa: ARG002 - whatever they are
         if link.passed_bytes >= self.after_bytes:
             link.cut()
 
@@ -61,7 +61,7 @@ class Delay:
 
     seconds: float
 
-    def __call__(self, link: Link) -> None:  # noqa: ARG002 - whatever has passed
+    def __call__(self, link: Link, data: bytes, *, is_answer: bool) -> None:  # noqa: ARG002 - each piece
         time.sleep(self.seconds)
 
 
@@ -73,16 +73,38 @@ class Do:
     after_bytes: int = 0
     is_done: bool = False
 
-    def __call__(self, link: Link) -> None:
+    def __call__(self, link: Link, data: bytes, *, is_answer: bool) -> None:  # noqa: ARG002 - whatever they are
         if not self.is_done and link.passed_bytes >= self.after_bytes:
             self.is_done = True
             self.action()
 
 
+@dataclass
+class LoseAnswer:
+    """The server does what it is asked, but the answer to one request does not arrive. Inject it into many connections.
+
+    Args:
+        request: Bytes that stand in the request's head.
+    """
+
+    request: bytes
+    is_done: bool = False
+
+    def __post_init__(self) -> None:
+        self._asked: set[int] = set()
+
+    def __call__(self, link: Link, data: bytes, *, is_answer: bool) -> None:
+        if not is_answer and self.request in data and not self.is_done:
+            self._asked.add(id(link))
+        elif is_answer and id(link) in self._asked and not self.is_done:
+            self.is_done = True
+            link.cut()
+
+
 class SlowDown:
     """The server is too busy for the first request of the connection."""
 
-    def __call__(self, link: Link) -> None:
+    def __call__(self, link: Link, data: bytes, *, is_answer: bool) -> None:  # noqa: ARG002 - whatever they are
         head = f"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {len(_SLOW_DOWN)}\r\n"
         with contextlib.suppress(OSError):
             link.client.sendall(head.encode() + b"Connection: close\r\n\r\n" + _SLOW_DOWN)
@@ -158,9 +180,9 @@ class TcpProxy:
             if fault is not None:
                 self.suffered.append(fault)
             self._open[id(link)] = link
-        back = threading.Thread(target=_pump, args=(server, client, link, fault), daemon=True, name="tcp-proxy-back")
+        back = threading.Thread(target=_pump, args=(link, fault, True), daemon=True, name="tcp-proxy-back")
         back.start()
-        _pump(client, server, link, fault)
+        _pump(link, fault, is_answer=False)
         back.join()
         with self._lock:
             del self._open[id(link)]
@@ -168,11 +190,12 @@ class TcpProxy:
         server.close()
 
 
-def _pump(source: socket.socket, target: socket.socket, link: Link, fault: Fault | None) -> None:
+def _pump(link: Link, fault: Fault | None, is_answer: bool) -> None:
+    source, target = (link.server, link.client) if is_answer else (link.client, link.server)
     with contextlib.suppress(OSError):
         while data := source.recv(_CHUNK_BYTES):
             if fault is not None:
-                fault(link)
+                fault(link, data, is_answer=is_answer)
             target.sendall(data)
             link.passed_bytes += len(data)
     with contextlib.suppress(OSError):

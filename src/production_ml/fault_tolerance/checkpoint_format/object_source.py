@@ -90,15 +90,15 @@ class ObjectSource:
         try:
             return block.result()
         except OSError as problem:
-            with self._lock:
-                self._blocks.pop(index, None)
             raise unreadable_object(self.name, problem, step=self._step) from problem
 
     def _fetch(self, first: int, beyond: int) -> Future[bytes]:
         """Have the blocks fetched that are not here; gives the first."""
         with self._lock:
             for index in range(first, min(beyond, first + _KEPT, -(-self.size_bytes // self._block_bytes))):
-                if index not in self._blocks:
+                known = self._blocks.get(index)
+                # What failed when it was fetched ahead is no answer to one who asks now.
+                if known is None or (known.done() and known.exception() is not None):
                     self._blocks[index] = self._pool.submit(self._get, index)
                 self._blocks.move_to_end(index)
             block = self._blocks[first]
