@@ -69,7 +69,7 @@ class Delay:
 class Do:
     """Something else happens, such as the server's death, once so many bytes have passed."""
 
-    action: Callable[[], None]
+    action: Callable[[], object]
     after_bytes: int = 0
     is_done: bool = False
 
