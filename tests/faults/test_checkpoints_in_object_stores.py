@@ -47,7 +47,8 @@ for step in range(1, 1000):
     save = directory.incomplete(step, save_id)
     data = bytes([step % 256]) * (6 << 20)
     print(step, flush=True)
-    files = {save.write_shard(0, [data]): FileEntry(size_bytes=len(data), header_hash=hash_bytes(data))}
+    name = save.write_shard(0, memoryview(data), len(data))
+    files = {name: FileEntry(size_bytes=len(data), header_hash=hash_bytes(data))}
     facts = dict(created_at=5.0, world_size=1, metrics={}, values={}, tensors={})
     directory.commit(save, Manifest(step=step, save_id=save_id, files=files, **facts))
 """
@@ -74,7 +75,7 @@ class Run:
         try:
             self.directory.begin(step, save_id)
             files = {
-                save.write_shard(rank, [memoryview(data)]): FileEntry(
+                save.write_shard(rank, memoryview(data), len(data)): FileEntry(
                     size_bytes=len(data), header_hash=hash_bytes(data)
                 )
                 for rank, data in enumerate(self.written[step])

@@ -24,7 +24,7 @@ class LocalStore:
 
     def __init__(self, url: str) -> None:
         self._root = Path(unquote(urlsplit(url).path) if url.startswith("file://") else url)
-        self.address = str(self._root)
+        self.address = url.rstrip("/")
 
     def put(self, key: str, pieces: Sequence[bytes | memoryview]) -> None:
         path = self._path(key)

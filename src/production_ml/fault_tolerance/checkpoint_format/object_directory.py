@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -24,7 +25,8 @@ from typing import Any, Final, TypeVar
 from production_ml.core.clock import SYSTEM_CLOCK, iso_utc
 from production_ml.core.errors import CheckpointError, CheckpointWriteError
 from production_ml.core.structured_logging import log_event
-from production_ml.fault_tolerance.checkpoint_format.directory import QUARANTINE, CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format import CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format.directory import QUARANTINE
 from production_ml.fault_tolerance.checkpoint_format.manifest import MANIFEST_FILE, Manifest, encode_manifest
 from production_ml.fault_tolerance.checkpoint_format.object_manifest import decode_manifest
 from production_ml.fault_tolerance.checkpoint_format.object_save import OWNER, PART, ObjectSave, SaveClaim
@@ -108,11 +110,12 @@ class ObjectCheckpointDirectory:
     def identity(self, step: int) -> str | None:
         """What tells the checkpoint of `step` from another that takes its name later; None where there is none.
 
-        Raises:
-            OSError: The store does not answer.
+        Where the store does not answer it is another one than any: nobody may take what he cannot see for unchanged.
         """
-        head = self._head(step)
-        return None if head is None else hash_bytes(head)
+        try:
+            return self._identity(step)
+        except OSError:
+            return secrets.token_hex(16)
 
     def infos(self) -> list[CheckpointInfo]:
         """The checkpoints whose manifests are sound, oldest first. Each manifest is read once and then remembered.
@@ -126,6 +129,24 @@ class ObjectCheckpointDirectory:
                 known[step, identity] = self._known.get((step, identity)) or _info(self.manifest(step))
         self._known = known
         return list(known.values())
+
+    def is_whole(self, step: int) -> bool:
+        """Whether the checkpoint of `step` has a sound manifest, and each file that it names at its size.
+
+        It reads no tensor: what it finds whole may still have a flipped bit, which only `verify_checkpoint` finds.
+        """
+        try:
+            return not self._unlike_manifest(self.manifest(step))
+        except (CheckpointError, OSError):
+            return False
+
+    def reading(self, step: int) -> contextlib.AbstractContextManager[bool]:  # noqa: ARG002 - whichever it is
+        """A store has no locks: a reader whose checkpoint is pruned finds it gone, and lists again."""
+        return contextlib.nullcontext(False)
+
+    def is_being_read(self, step: int) -> bool:  # noqa: ARG002 - as above
+        """Nobody can tell."""
+        return False
 
     def source(self, step: int, file: str) -> ObjectSource:
         """The bytes of a shard that the manifest of `step` names.
@@ -179,8 +200,11 @@ class ObjectCheckpointDirectory:
         self.store.delete([key])
         return f"{self.url}/{target}"
 
-    def remove(self, step: int) -> None:
+    def remove(self, step: int) -> bool:
         """Delete a checkpoint; the manifest goes first, so that a crash on the way leaves nothing that looks like one.
+
+        Returns:
+            True: whether it is being read cannot be told.
 
         Raises:
             OSError: The store does not answer.
@@ -189,6 +213,7 @@ class ObjectCheckpointDirectory:
         self.store.delete([_manifest_key(step)])
         if save_id is not None:
             self._delete_save(self.incomplete(step, save_id))
+        return True
 
     def abandon(self, written: ObjectSave) -> None:
         """Delete what a failed save has stored. Ranks still at work see that it is not claimed any more.
@@ -208,6 +233,13 @@ class ObjectCheckpointDirectory:
             OSError: The store does not answer.
         """
         return _save_id(self._head(written.step)) == written.save_id
+
+    def saves_under_way(self) -> list[ObjectSave]:
+        """Where ranks write just now, as far as this host can tell: a save may outlive who asked for it."""
+        try:
+            return [save for save in self._saves() if save.is_held_here()]
+        except OSError:
+            return []
 
     def put_back_replaced(self) -> None:
         """Nothing is ever moved aside here."""
@@ -240,17 +272,22 @@ class ObjectCheckpointDirectory:
 
     def _check_shards(self, folder: str, manifest: Manifest) -> None:
         """Another start may have taken this save for dead: no manifest may name shards that are not there."""
+        for file, size_bytes in self._unlike_manifest(manifest).items():
+            found = "is gone" if size_bytes is None else f"has {size_bytes:,} bytes"
+            raise CheckpointWriteError(
+                f"The checkpoint of step {manifest.step} was given up: {self.url}/{folder}/{file} {found}, though "
+                f"{manifest.files[file].size_bytes:,} were written.",
+                meaning="Training can go on; the newest committed checkpoint is unchanged.",
+                cure="Look whether another run saves to the same place, or a rule of the bucket deletes objects.",
+            )
+
+    def _unlike_manifest(self, manifest: Manifest) -> dict[str, int | None]:
+        """The sizes of the shards that have another size than the manifest says, None for those that are gone."""
+        folder = _folder(manifest.step)
         files = sorted(manifest.files)
         sizes = _in_parallel(lambda file: _size(self.store, f"{folder}/{file}"), files)
-        for file, size_bytes in zip(files, sizes, strict=True):
-            if size_bytes != manifest.files[file].size_bytes:
-                found = "is gone" if size_bytes is None else f"has {size_bytes:,} bytes"
-                raise CheckpointWriteError(
-                    f"The checkpoint of step {manifest.step} was given up: {self.url}/{folder}/{file} {found}, though "
-                    f"{manifest.files[file].size_bytes:,} were written.",
-                    meaning="Training can go on; the newest committed checkpoint is unchanged.",
-                    cure="Look whether another run saves to the same place, or a rule of the bucket deletes objects.",
-                )
+        found = dict(zip(files, sizes, strict=True))
+        return {file: size for file, size in found.items() if size != manifest.files[file].size_bytes}
 
     def _latest(self) -> list[int]:
         """The steps that were committed last, by one object that is asked for by name."""
@@ -272,7 +309,11 @@ class ObjectCheckpointDirectory:
         """The committed steps, each with what tells it from another that takes its name later."""
         listed = (_MANIFEST.fullmatch(stored.key) for stored in self.store.listing())
         asked = sorted({int(found[1]) for found in listed if found} | set(self._latest()))
-        return {step: one for step, one in zip(asked, _in_parallel(self.identity, asked), strict=True) if one}
+        return {step: one for step, one in zip(asked, _in_parallel(self._identity, asked), strict=True) if one}
+
+    def _identity(self, step: int) -> str | None:
+        head = self._head(step)
+        return None if head is None else hash_bytes(head)
 
     def _head(self, step: int) -> bytes | None:
         """The begin of the manifest, which holds its hash and its save's id; None where there is no manifest."""

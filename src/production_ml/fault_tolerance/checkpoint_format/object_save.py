@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,14 +50,17 @@ class ObjectSave:
         self.store.put(f"{self.folder}/{OWNER}", [json.dumps(_this_process()).encode()])
         return SaveClaim(self)
 
-    def write_shard(self, rank: int, pieces: Sequence[bytes | memoryview]) -> str:
+    def write_shard(self, rank: int, image: memoryview, size_bytes: int) -> str:
         """Store a rank's shard durably, and give its name for the manifest (`ChunkEntry.file`).
 
         Raises:
             OSError: The store does not take it.
         """
+        if rank == 0:
+            # The process that writes may be another than the one that began, and outlive it.
+            self.claim()
         name = SHARD.format(rank)
-        self.store.put(f"{self.folder}/{name}", pieces)
+        self.store.put(f"{self.folder}/{name}", [image[:size_bytes]])
         return f"{self.save_id}/{name}"
 
     def write_part(self, rank: int, document: bytes) -> None:
@@ -81,12 +84,12 @@ class ObjectSave:
         return found
 
     def withdraw(self, rank: int) -> None:
-        """Take back what a rank has stored, because the save was given up.
+        """Take back the shard that a rank has stored.
 
         Raises:
             OSError: The store does not answer.
         """
-        self.store.delete([f"{self.folder}/{SHARD.format(rank)}", f"{self.folder}/{PART.format(rank)}"])
+        self.store.delete([f"{self.folder}/{SHARD.format(rank)}"])
 
     def is_claimed(self) -> bool:
         """Whether rank 0 goes on with it; not any more once it is committed or given up.
@@ -100,34 +103,54 @@ class ObjectSave:
             return False
         return True
 
+    def is_held_here(self) -> bool:
+        """Whether a process of this host is surely at work on it."""
+        try:
+            return self._is_owner_alive() is True
+        except OSError:
+            return False
+
     def is_dead(self, objects: Iterable[StoredObject]) -> bool:
         """Whether nobody makes it any more: its process is gone, or `objects`, all it has, are a day old.
 
         Raises:
             OSError: The store does not answer.
         """
-        try:
-            owner = json.loads(self.store.get(f"{self.folder}/{OWNER}"))
-        except (FileNotFoundError, ValueError):
-            owner = None
-        if isinstance(owner, dict) and _machine(owner) == _machine(_this_process()):
-            return owner.get("started") != _started(owner.get("pid"))
+        is_alive = self._is_owner_alive()
+        if is_alive is not None:
+            return not is_alive
         moments = [stored.modified_at for stored in objects]
         known = [moment for moment in moments if moment is not None]
         # The clocks of the store and of this host may differ, but hardly by a day.
         return len(known) == len(moments) > 0 and SYSTEM_CLOCK.wall_seconds() - max(known) > SILENCE_SECONDS
 
+    def _is_owner_alive(self) -> bool | None:
+        """None where it cannot be told here: nobody claims it, or a process of another host does."""
+        try:
+            owner = json.loads(self.store.get(f"{self.folder}/{OWNER}"))
+        except (FileNotFoundError, ValueError):
+            return None
+        if not isinstance(owner, dict) or _machine(owner) != _machine(_this_process()):
+            return None
+        started = _started(owner.get("pid"))
+        return started is not None and started == owner.get("started")
 
-@dataclass(frozen=True, slots=True)
+
 class SaveClaim:
-    """Held by rank 0 while a save is under way."""
+    """Rank 0's word that a save is under way: an object that names the process, so it ends when the process does."""
 
-    save: ObjectSave
+    def __init__(self, save: ObjectSave) -> None:
+        self.descriptor: int | None = None
+        """There is none: the process that writes claims the save in its own name."""
+        self._save = save
+
+    def hand_over(self) -> None:
+        """Nothing to do, as there is no descriptor."""
 
     def release(self) -> None:
         """Let go; where the store does not answer, the claim ends with the process."""
         with contextlib.suppress(OSError):
-            self.save.store.delete([f"{self.save.folder}/{OWNER}"])
+            self._save.store.delete([f"{self._save.folder}/{OWNER}"])
 
 
 def _this_process() -> dict[str, Any]:

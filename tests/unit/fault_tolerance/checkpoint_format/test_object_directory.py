@@ -35,7 +35,7 @@ def write(directory: ObjectCheckpointDirectory, step: int, save_id: str = "a1", 
     """All that comes before the commit."""
     directory.begin(step, save_id)
     save = directory.incomplete(step, save_id)
-    names = [save.write_shard(rank, [SHARD]) for rank in range(ranks)]
+    names = [save.write_shard(rank, memoryview(SHARD + b"room to spare"), len(SHARD)) for rank in range(ranks)]
     for rank in range(1, ranks):
         save.write_part(rank, b"{}")
     files = {name: FileEntry(size_bytes=len(SHARD), header_hash=hash_bytes(SHARD)) for name in names}
@@ -191,6 +191,33 @@ def test_a_damaged_manifest_is_told_and_passed_over(directory, store):
         directory.manifest(2)
     with pytest.raises(DamagedCheckpointError, match="missing"):
         directory.manifest(3)
+
+
+def test_a_checkpoint_is_whole_while_its_manifest_and_all_its_shards_are_there(directory, store):
+    for step in (1, 2, 3):
+        commit(directory, step)
+    store.delete(["step-00000002/a1/rank-00000.safetensors"])
+    store.put("step-00000003/manifest.json", [b"nonsense"])
+
+    assert [directory.is_whole(step) for step in (1, 2, 3, 4)] == [True, False, False, False]
+
+
+def test_what_a_store_that_does_not_answer_holds_is_not_taken_for_unchanged(directory, store):
+    commit(directory, 1)
+    cut_off = ObjectCheckpointDirectory(FailingStore(store, lambda verb, key: True))
+
+    assert cut_off.identity(1) not in (None, directory.identity(1), cut_off.identity(1))
+    assert cut_off.saves_under_way() == []
+    assert not cut_off.is_whole(1)
+
+
+def test_saves_under_way_are_those_of_living_processes_of_this_host(directory, store):
+    for step in (1, 2, 3):
+        write(directory, step)
+    forget_owner(store, "step-00000002/a1")
+    directory.abandon(directory.incomplete(3, "a1"))
+
+    assert [save.step for save in directory.saves_under_way()] == [1]
 
 
 def test_a_store_that_does_not_answer_is_no_damage(directory, store):

@@ -45,14 +45,15 @@ def test_a_store_that_does_not_answer_is_not_a_part_that_is_late(store):
         save.read_parts([1])
 
 
-def test_a_rank_takes_back_its_own_and_nothing_else(save, store):
+def test_a_rank_takes_back_its_shard_and_nothing_else(save, store):
     for rank in (1, 2):
-        save.write_shard(rank, [b"x"])
+        save.write_shard(rank, memoryview(b"x"), 1)
         save.write_part(rank, b"{}")
 
     save.withdraw(1)
 
     assert [found.key for found in store.listing()] == [
+        "step-00000300/a1/part-00001.json",
         "step-00000300/a1/part-00002.json",
         "step-00000300/a1/rank-00002.safetensors",
     ]
@@ -72,10 +73,29 @@ def test_a_process_is_alive_until_it_is_killed(save, store):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        assert save.is_held_here()
         assert not save.is_dead(store.listing())
         process.kill()
 
+    assert not save.is_held_here()
     assert save.is_dead(store.listing())
+
+
+def test_the_process_that_writes_rank_0s_shard_claims_the_save_of_one_that_died(save, store):
+    command = [sys.executable, "-c", CLAIM, store.address]
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    assert save.is_dead(store.listing())
+
+    save.write_shard(0, memoryview(b"x"), 1)
+
+    assert save.is_held_here()
+
+
+def test_what_cannot_be_seen_is_not_surely_held(store):
+    save = ObjectSave(FailingStore(store, lambda verb, key: verb == "get"), 300, "a1")
+    save.claim()
+
+    assert not save.is_held_here()
 
 
 def test_a_claim_names_host_and_process_and_no_more(save, store):
