@@ -259,7 +259,9 @@ class ObjectCheckpointDirectory:
             for save, objects in of_step.items():
                 if committed is not None and save.save_id != committed and save.is_dead(objects):
                     self._delete(save, objects)
-        self.store.clear_unfinished("", before=SYSTEM_CLOCK.wall_seconds() - SILENCE_SECONDS)
+        # Few who may write objects may list uploads; a rule of the bucket can clear those as well.
+        with contextlib.suppress(PermissionError):
+            self.store.clear_unfinished("", before=SYSTEM_CLOCK.wall_seconds() - SILENCE_SECONDS)
 
     def _surely_committed(self, step: int) -> str | None:
         """The save that is the checkpoint of `step`, "" where none is, and None where a damaged manifest hides it."""

@@ -75,6 +75,22 @@ def test_what_is_prefetched_is_not_fetched_again(source, store, data):
     assert len({begin for begin, _ in store.ranges}) == len(store.ranges)
 
 
+def test_one_reader_is_served_by_four_requests_at_once(store, data):
+    together = threading.Barrier(4)
+
+    class Slow(Counting):
+        """Answers when four have asked."""
+
+        def get(self, key, begin=0, end=None):
+            together.wait(timeout=30)
+            return super().get(key, begin, end)
+
+    source = ObjectSource(Slow(store), "shard", step=7, block_bytes=SIZE // 8 + 1)
+
+    assert read(source, 0, SIZE) == data
+    source.close()
+
+
 def test_several_threads_read_at_once(source, data, rng):
     wrong = []
     places = [rng.randrange(SIZE) for _ in range(400)]
