@@ -30,7 +30,7 @@ pytestmark = pytest.mark.services
 PART_BYTES = 5 << 20
 SHARD_BYTES = (PART_BYTES + 70_001, 50_003)
 """Of rank 0, which goes up in parts, and of rank 1."""
-ROUNDS = int(os.environ.get("PRODUCTION_ML_OBJECT_STORE_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("PRODUCTION_ML_OBJECT_STORE_ROUNDS", "5"))
 PROGRAM = Path(__file__).parents[2] / ".services/node_modules/.bin/s3rver"
 
 # A trainer that saves step after step until it is killed.

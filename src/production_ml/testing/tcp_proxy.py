@@ -132,7 +132,8 @@ class TcpProxy:
         self._lock = threading.Lock()
         self.suffered: list[Fault] = []
         """The faults that have befallen a connection."""
-        threading.Thread(target=self._accept, daemon=True, name="tcp-proxy").start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True, name="tcp-proxy")
+        self._acceptor.start()
 
     @property
     def url(self) -> str:
@@ -155,6 +156,10 @@ class TcpProxy:
 
     def close(self) -> None:
         """End all connections and take no more."""
+        with contextlib.suppress(OSError):
+            # Closed alone, it would take one connection more: a thread waits in it.
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
         self._listener.close()
         with self._lock:
             links = list(self._open.values())
