@@ -20,6 +20,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from production_ml.core.clock import SYSTEM_CLOCK, iso_utc
@@ -49,6 +50,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is remembered of a manifest, which may be large."""
+
+    info: CheckpointInfo
+    size_bytes_by_file: Mapping[str, int]
+
+
 class ObjectCheckpointDirectory:
     """Checkpoints below a URL; `CheckpointDirectory`'s sibling for stores.
 
@@ -61,7 +70,7 @@ class ObjectCheckpointDirectory:
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
-        self._known: dict[tuple[int, str], CheckpointInfo] = {}
+        self._known: dict[tuple[int, str], _Known] = {}
 
     @property
     def url(self) -> str:
@@ -123,12 +132,12 @@ class ObjectCheckpointDirectory:
         Raises:
             OSError: The store does not answer.
         """
-        known: dict[tuple[int, str], CheckpointInfo] = {}
+        known: dict[tuple[int, str], _Known] = {}
         for step, identity in sorted(self._identities().items()):
             with contextlib.suppress(CheckpointError):
-                known[step, identity] = self._known.get((step, identity)) or _info(self.manifest(step))
+                known[step, identity] = self._known.get((step, identity)) or _known(self.manifest(step))
         self._known = known
-        return list(known.values())
+        return [checkpoint.info for checkpoint in known.values()]
 
     def is_whole(self, step: int) -> bool:
         """Whether the checkpoint of `step` has a sound manifest, and each file that it names at its size.
@@ -136,7 +145,8 @@ class ObjectCheckpointDirectory:
         It reads no tensor: what it finds whole may still have a flipped bit, which only `verify_checkpoint` finds.
         """
         try:
-            return not self._unlike_manifest(self.manifest(step))
+            known = self._known.get((step, self._identity(step) or "")) or _known(self.manifest(step))
+            return not self._unlike(step, known.size_bytes_by_file)
         except (CheckpointError, OSError):
             return False
 
@@ -165,7 +175,7 @@ class ObjectCheckpointDirectory:
             OSError: The store does not answer; whether there is a checkpoint now, `abandon` settles.
         """
         folder = _folder(manifest.step)
-        self._check_shards(folder, manifest)
+        self._check_shards(manifest)
         replaced = _save_id(self._head(manifest.step))
         self.store.put(f"{folder}/{MANIFEST_FILE}", [encode_manifest(manifest)])
         # It is committed. What follows is order in the house, and may fail: another start will do it.
@@ -272,24 +282,23 @@ class ObjectCheckpointDirectory:
         except CheckpointError:
             return None
 
-    def _check_shards(self, folder: str, manifest: Manifest) -> None:
+    def _check_shards(self, manifest: Manifest) -> None:
         """Another start may have taken this save for dead: no manifest may name shards that are not there."""
-        for file, size_bytes in self._unlike_manifest(manifest).items():
+        sizes = _known(manifest).size_bytes_by_file
+        for file, size_bytes in self._unlike(manifest.step, sizes).items():
             found = "is gone" if size_bytes is None else f"has {size_bytes:,} bytes"
             raise CheckpointWriteError(
-                f"The checkpoint of step {manifest.step} was given up: {self.url}/{folder}/{file} {found}, though "
-                f"{manifest.files[file].size_bytes:,} were written.",
+                f"The checkpoint of step {manifest.step} was given up: {self.committed(manifest.step)}/{file} {found}, "
+                f"though {sizes[file]:,} were written.",
                 meaning="Training can go on; the newest committed checkpoint is unchanged.",
                 cure="Look whether another run saves to the same place, or a rule of the bucket deletes objects.",
             )
 
-    def _unlike_manifest(self, manifest: Manifest) -> dict[str, int | None]:
-        """The sizes of the shards that have another size than the manifest says, None for those that are gone."""
-        folder = _folder(manifest.step)
-        files = sorted(manifest.files)
-        sizes = _in_parallel(lambda file: _size(self.store, f"{folder}/{file}"), files)
-        found = dict(zip(files, sizes, strict=True))
-        return {file: size for file, size in found.items() if size != manifest.files[file].size_bytes}
+    def _unlike(self, step: int, sizes: Mapping[str, int]) -> dict[str, int | None]:
+        """The sizes of the shards that have another than in `sizes`, None for those that are gone."""
+        files = sorted(sizes)
+        found = _in_parallel(lambda file: _size(self.store, f"{_folder(step)}/{file}"), files)
+        return {file: size for file, size in zip(files, found, strict=True) if size != sizes[file]}
 
     def _latest(self) -> list[int]:
         """The steps that were committed last, by one object that is asked for by name."""
@@ -369,5 +378,6 @@ def _in_parallel(ask: Callable[[Item], Result], items: Sequence[Item]) -> list[R
         return list(pool.map(ask, items))
 
 
-def _info(manifest: Manifest) -> CheckpointInfo:
-    return CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
+def _known(manifest: Manifest) -> _Known:
+    info = CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
+    return _Known(info, {name: entry.size_bytes for name, entry in manifest.files.items()})
