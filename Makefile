@@ -49,7 +49,7 @@ format: setup ## Bring the sources into shape
 	@$(BIN)/ruff check --fix --quiet
 	@$(BIN)/ruff format --quiet
 
-services: ## Install the real services that tests talk to: Chromium, Prometheus
+services: ## Install the real services that tests talk to: Chromium, Prometheus, an S3 server
 	@tests/install_services.sh
 
 demo-kills: setup ## Twenty demos, each with a kill of a random worker at a random step

@@ -8,11 +8,15 @@ import random
 import resource
 import time
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from production_ml.core.structured_logging import subscribe, unsubscribe
+from production_ml.testing.s3_servers import CREDENTIALS, S3Server, moto_server, s3rver_server
+
+S3RVER = Path(__file__).parents[1] / ".services/node_modules/.bin/s3rver"
 
 
 @pytest.fixture
@@ -45,6 +49,39 @@ def _limit_file_sizes(soft: int, hard: int) -> None:
     for process in (me, *me.children(recursive=True)):
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that lives as long as the session."""
+    server = moto_server(tmp_path_factory.mktemp("moto"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def s3rver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Another, of other authors, that keeps what it has over a kill."""
+    if not S3RVER.exists():
+        pytest.fail("s3rver is not installed. Install it with: make services")
+    server = s3rver_server(S3RVER, tmp_path_factory.mktemp("s3rver"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def use_s3(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has this process talk to the S3 server at a URL, and to no other."""
+
+    def use(url: str) -> None:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.setenv(name, os.devnull)
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": url}.items():
+            monkeypatch.setenv(name, value)
+
+    return use
 
 
 @pytest.fixture(autouse=True)

@@ -152,6 +152,20 @@ def test_an_import_names_the_extra_it_needs(bare, tmp_path, module, extra):
     assert f"pip install 'production-ml[{extra}]'" in run(bare, code, directory=tmp_path).stdout
 
 
+@pytest.mark.parametrize("extras", ["", "[torch]"])
+def test_a_store_names_the_extra_it_needs(tmp_path, extras):
+    code = (
+        "from production_ml.core.errors import MissingDependencyError\n"
+        "from production_ml.storage.stores import open_store\n"
+        "try:\n    open_store('s3://bucket/run')\n"
+        "except MissingDependencyError as missing:\n    print(missing)"
+    )
+
+    done = run(installed_by(f"production-ml{extras}"), code, directory=tmp_path)
+
+    assert "pip install 'production-ml[s3]'" in done.stdout, done.stderr
+
+
 def test_nobody_has_to_install_what_the_library_does_not_import():
     sources = "\n".join(path.read_text() for path in (REPOSITORY / "src").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", sources, flags=re.MULTILINE))

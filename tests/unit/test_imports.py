@@ -35,6 +35,11 @@ def test_the_exporter_is_free_of_torch(module):
     assert "torch" not in imported(f"import production_ml.monitoring.{module}")
 
 
+@pytest.mark.parametrize("module", ["storage.s3", "storage.stores", "storage.local", "core.retry"])
+def test_a_process_that_only_writes_checkpoints_needs_no_torch_for_their_store(module):
+    assert "torch" not in imported(f"import production_ml.{module}")
+
+
 def test_the_monitor_is_imported_in_under_a_quarter_of_a_second():
     command = [sys.executable, "-X", "importtime", "-c", "import production_ml.monitoring"]
 

@@ -112,6 +112,7 @@ class DamagedCheckpointError(CheckpointError):
 
     Attributes:
         path: The damaged file.
+        name: The same as it was given: a path, or the URL of an object.
         step: The step of the checkpoint.
         tensor: The damaged tensor, or None where the damage is in the file as a whole.
     """
@@ -120,6 +121,7 @@ class DamagedCheckpointError(CheckpointError):
 
     def __init__(self, path: Path | str, problem: str, *, step: int, tensor: str | None = None) -> None:
         self.path = Path(path)
+        self.name = str(path)
         self.step = step
         self.tensor = tensor
         self.problem = problem

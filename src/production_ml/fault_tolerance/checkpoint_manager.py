@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, get_args
 
@@ -17,8 +16,10 @@ from production_ml.core.clock import SYSTEM_CLOCK, iso_utc
 from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.agreement import rank_and_world_size
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.places import open_place
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration, plan_restoration
 from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
@@ -44,7 +45,8 @@ class CheckpointManager:
     tensors, metrics and extras are those of rank 0. It may be used as a context manager.
 
     Args:
-        checkpoint_dir: Where checkpoints are kept; all ranks have to share it. It is made if it is not there.
+        checkpoint_dir: Where checkpoints are kept: a directory that all ranks share, which is made if need be, or
+            the URL of an object store such as `s3://bucket/run`, whose credentials come from the environment.
         keep_last_n: How many of the newest to keep.
         save_best: Keep the best one too, by `best_metric`.
         best_metric: The name in `metrics`; a checkpoint where it is missing or NaN is never the best.
@@ -79,7 +81,7 @@ class CheckpointManager:
         if save_best:
             policies.append(KeepBest(metric=best_metric, mode=best_mode))
         self._verify = _checked_verify(verify)
-        self._directory = CheckpointDirectory(_prepared(checkpoint_dir))
+        self._directory = _prepared(open_place(checkpoint_dir))
         self._pruning = Pruning(self._directory, policies)
         self._best_metric = best_metric if save_best else None
         self._schedule = SaveSchedule(parse_save_every(save_every))
@@ -89,7 +91,7 @@ class CheckpointManager:
             self._directory,
             asynchronous=asynchronous,
             on_commit=self._follow_up,
-            disk_pause=DiskPause(self._directory.path, make_room=lambda step: self._pruning.make_room(coming=step)),
+            disk_pause=self._disk_pause(),
         )
 
     def save(
@@ -234,6 +236,12 @@ class CheckpointManager:
             # Already in the log; the script's own error is the one to show.
             _LOG.debug("a save failed while the script was failing", exc_info=True)
 
+    def _disk_pause(self) -> DiskPause | None:
+        """A store has no disk of ours to fill up."""
+        if not isinstance(self._directory, CheckpointDirectory):
+            return None
+        return DiskPause(self._directory.path, make_room=lambda step: self._pruning.make_room(coming=step))
+
     def _set_damaged_aside(self, found: Search) -> None:
         resumed_step = found.newest_good.manifest.step if found.newest_good else None
         for step, damage in found.damaged.items():
@@ -252,7 +260,7 @@ class CheckpointManager:
                 quarantined_to=str(kept_in) if kept_in else None,
             )
 
-    def _quarantine(self, step: int, damage: list[Damage]) -> Path | None:
+    def _quarantine(self, step: int, damage: list[Damage]) -> object | None:
         found_at = iso_utc(SYSTEM_CLOCK.wall_seconds())
         reason = {"step": step, "found_at": found_at, "damage": [found.to_dict() for found in damage]}
         try:
@@ -300,15 +308,12 @@ def _checked_verify(verify: Verify) -> Verify:
     return verify
 
 
-def _prepared(checkpoint_dir: str | os.PathLike[str]) -> Path:
-    """The directory, made if need be: a path that cannot work is better found before the first hour of training."""
-    try:
-        path = Path(checkpoint_dir)
-    except TypeError:
-        raise ConfigError("checkpoint_dir", checkpoint_dir, "must be a path") from None
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        meaning = "Nothing was saved or loaded, and nothing is lost."
-        raise write_error(f"{path}: cannot be a checkpoint directory", problem, meaning=meaning) from problem
-    return path
+def _prepared(place: CheckpointPlace) -> CheckpointPlace:
+    """The place, made if need be: a path that cannot work is better found before the first hour of training."""
+    if isinstance(place, CheckpointDirectory):
+        try:
+            place.path.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            meaning = "Nothing was saved or loaded, and nothing is lost."
+            raise write_error(f"{place.path}: cannot be a checkpoint directory", problem, meaning=meaning) from problem
+    return place

@@ -1,13 +1,33 @@
-"""Places for checkpoints by their names: a path is a directory."""
+"""Places for checkpoints by their names: a path is a directory, a URL such as s3://bucket/run an object store."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.storage.stores import is_store_url, open_store
 
 
-def open_place(name: str) -> CheckpointPlace:
-    """The place of that path; it need not be there yet."""
-    return CheckpointDirectory(Path(name))
+def open_place(name: str | os.PathLike[str]) -> CheckpointPlace:
+    """The place of that path or URL; it need not be there yet, and nothing is asked of a server.
+
+    Raises:
+        ConfigError: It is neither, or a URL that holds credentials or that nobody knows.
+        MissingDependencyError: The package for such a store is not installed.
+    """
+    if isinstance(name, str) and is_store_url(name):
+        parts = urlsplit(name)
+        if parts.scheme == "file":
+            return CheckpointDirectory(Path(unquote(parts.path)))
+        # Late: the package of a store brings hundreds of others.
+        from production_ml.fault_tolerance.checkpoint_format.object_directory import ObjectCheckpointDirectory
+
+        return ObjectCheckpointDirectory(open_store(name))
+    try:
+        return CheckpointDirectory(Path(name))
+    except TypeError:
+        raise ConfigError("checkpoint_dir", name, "must be a path, or the URL of an object store") from None

@@ -31,7 +31,7 @@ class Damage:
     @classmethod
     def of(cls, error: DamagedCheckpointError) -> Damage:
         """The facts of an error."""
-        return cls(error.step, str(error.path), error.tensor, error.problem)
+        return cls(error.step, error.name, error.tensor, error.problem)
 
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON."""

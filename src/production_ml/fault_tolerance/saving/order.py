@@ -16,12 +16,16 @@ _CURES: Final[Mapping[int, str]] = {
     errno.ENOSPC: "Free disk space, or keep fewer checkpoints (keep_last_n); the next save tries again.",
     errno.EDQUOT: "Free space in your quota, or keep fewer checkpoints (keep_last_n); the next save tries again.",
     errno.EFBIG: "Raise the limit on file sizes (ulimit -f); the next save tries again.",
-    errno.EACCES: "Give this user the right to write there, or choose another checkpoint_dir.",
+    errno.EACCES: "Give this user the right (a store: credentials) to write there, or choose another checkpoint_dir.",
     errno.EPERM: "Give this user the right to write there, or choose another checkpoint_dir.",
     errno.EROFS: "Mount the file system for writing, or choose another checkpoint_dir.",
     errno.ENOTDIR: "Choose another checkpoint_dir, or move the file that is in its place.",
     errno.EEXIST: "Choose another checkpoint_dir, or move the file that is in its place.",
-    errno.ENOENT: "The checkpoint_dir must be on a file system that all ranks share.",
+    errno.ENOENT: "The checkpoint_dir must be on a file system that all ranks share; a bucket has to be there before.",
+    errno.ETIMEDOUT: "Look whether the store can be reached from here; the next save tries again.",
+    errno.ECONNABORTED: "Look whether the store can be reached from here; the next save tries again.",
+    errno.EBUSY: "The store is busy; the next save tries again.",
+    errno.EREMOTEIO: "Look at the store's own log; the next save tries again.",
 }
 
 
