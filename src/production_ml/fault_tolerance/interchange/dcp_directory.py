@@ -1,0 +1,167 @@
+"""A checkpoint as a directory that `torch.distributed.checkpoint.load` reads, and the way back, piece by piece."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+
+from production_ml.core.errors import InputFileError
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.interchange.builder import CheckpointBuilder
+from production_ml.fault_tolerance.interchange.consolidated import Exported
+from production_ml.fault_tolerance.interchange.dcp_metadata import location, read_dcp_metadata
+from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
+from production_ml.fault_tolerance.interchange.output import durable_directory
+from production_ml.fault_tolerance.interchange.source import CheckpointSource
+from production_ml.fault_tolerance.interchange.whole_state import nested, stand_ins, state_by_name
+
+
+def write_dcp_directory(directory: CheckpointDirectory, step: int, target_path: str | os.PathLike[str]) -> Exported:
+    """Write the checkpoint of `step` as a new directory for `torch.distributed.checkpoint.load`, of any world size.
+
+    It holds `model`, `optimizer` (as DCP's `get_optimizer_state_dict` gives it), `step`, `metrics` and the extras. Each
+    tensor is verified, and held in memory only while it is written.
+
+    Args:
+        directory: Where the checkpoint is.
+        step: Which one.
+        target_path: The directory to make.
+
+    Raises:
+        InputFileError: The name is taken.
+        DamagedCheckpointError: A tensor is not what was saved; nothing is left behind.
+        CheckpointWriteError: The file system does not take the directory.
+        CheckpointError: The checkpoint cannot be read for another reason.
+    """
+    target = Path(target_path)
+    with CheckpointSource(directory, step) as source:
+        tensors = stand_ins(source.manifest)
+        planner = _LazyPlanner(source, tensors)
+        with durable_directory(target) as written:
+            # One thread: with more, DCP loses the errors of a full disk (torch 2.13).
+            writer = dcp.FileSystemWriter(written, thread_count=1)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+                _save(state_by_name(source.manifest, tensors), writer, planner)
+            size_bytes = sum(file.stat().st_size for file in written.iterdir())
+    return Exported(path=target, size_bytes=size_bytes, tensors=len(tensors), left_out=())
+
+
+def _save(state: dict[str, Any], writer: dcp.FileSystemWriter, planner: dcp.DefaultSavePlanner) -> None:
+    try:
+        dcp.save(state, storage_writer=writer, planner=planner, no_dist=True)
+    except dcp.api.CheckpointException as failed:
+        raise next(iter(failed.failures.values()))[0] from None
+
+
+class _LazyPlanner(dcp.DefaultSavePlanner):
+    """Plans with tensors without memory, and reads each when DCP wants to write it."""
+
+    def __init__(self, source: CheckpointSource, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._source = source
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
+
+    def transform_object(self, write_item: Any, object: Any) -> Any:  # noqa: A002 - DCP's name
+        if isinstance(object, torch.Tensor):
+            return self._source.tensor(self._names[id(object)])
+        return super().transform_object(write_item, object)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Where DCP keeps a piece of a tensor."""
+
+    fqn: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+class DcpDirectory:
+    """A directory that `torch.distributed.checkpoint.save` wrote. Nothing in it is unpickled freely.
+
+    Raises:
+        InputFileError: It is no such directory, or its metadata asks for more than DCP's own classes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._metadata: Metadata = read_dcp_metadata(path)
+
+    def sort(self, config: ImportConfig) -> SortedState:
+        """What is in it, sorted; tensors are stand-ins without memory, for `add_to`.
+
+        Raises:
+            InputFileError: An item is not what the metadata says, or more than a plain value.
+            ConfigError: The model cannot be found in it.
+            CheckpointWriteError: Something in it cannot be saved; the message names it.
+        """
+        self._stand_ins = {
+            fqn: torch.empty(item.size, dtype=item.properties.dtype, device="meta")
+            for fqn, item in self._metadata.state_dict_metadata.items()
+            if isinstance(item, TensorStorageMetadata)
+        }
+        objects = {
+            fqn: self._read(MetadataIndex(fqn))
+            for fqn in self._metadata.state_dict_metadata
+            if fqn not in self._stand_ins
+        }
+        paths = self._metadata.planner_data or {}
+        return sort_state(nested({**self._stand_ins, **objects}, paths), config)
+
+    def add_to(self, builder: CheckpointBuilder, found: SortedState) -> None:
+        """Give `builder` the tensors of what `sort` found, box by box as they were saved.
+
+        Raises:
+            InputFileError: One is not what the metadata says.
+        """
+        fqns = {id(stand_in): fqn for fqn, stand_in in self._stand_ins.items()}
+        for name, tensor in found.tensors.items():
+            fqn = fqns.get(id(tensor))
+            if fqn is None:  # it came inside of a value, such as a tuple of tensors
+                builder.add(name, tensor)
+                continue
+            for item in self._items(fqn):
+                builder.add(name, self._piece(item, tensor.dtype), offsets=item.offsets, shape=tuple(tensor.shape))
+
+    def _items(self, fqn: str) -> Iterator[_Item]:
+        described = self._metadata.state_dict_metadata[fqn]
+        for chunk in described.chunks if isinstance(described, TensorStorageMetadata) else []:
+            yield _Item(fqn, tuple(chunk.offsets), tuple(chunk.sizes))
+
+    def _piece(self, item: _Item, dtype: torch.dtype) -> torch.Tensor:
+        piece = self._read(MetadataIndex(item.fqn, item.offsets))
+        if not isinstance(piece, torch.Tensor) or (tuple(piece.shape), piece.dtype) != (item.sizes, dtype):
+            raise InputFileError(self._path, f"{item.fqn!r} is not what the metadata says: the directory is damaged")
+        return piece
+
+    def _read(self, index: MetadataIndex) -> Any:
+        path, begin, length = location(self._metadata, self._path, index)
+        try:
+            with path.open("rb") as file:
+                file.seek(begin)
+                data = file.read(length)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as problem:
+            raise InputFileError(
+                path,
+                f"{index.fqn!r} is more than a tensor or plain value ({_first_line(problem)})",
+                meaning="It was not loaded: to unpickle it could run any code that is in it.",
+                cure="Import the model alone with --model-only, or save anew without it.",
+            ) from problem
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as problem:
+            raise InputFileError(path, f"{index.fqn!r} cannot be read ({_first_line(problem)})") from problem
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).partition("\n")[0] or type(problem).__name__
