@@ -1,1 +1,1 @@
-"""The way to other formats and back: safetensors, torch.save, and torch.distributed.checkpoint, on disk and in its API."""
+"""The way to other formats and back: safetensors, torch.save and DCP, as files and as an API."""

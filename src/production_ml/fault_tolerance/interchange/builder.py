@@ -12,14 +12,12 @@ import torch
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, InputFileError
-from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
-from production_ml.fault_tolerance.checkpoint_format.shard_file import dtype_name, write_shard
 from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
+from production_ml.fault_tolerance.interchange.shards import ShardContent
 from production_ml.fault_tolerance.saving.order import write_error
-from production_ml.fault_tolerance.saving.parts import Part, describe_part, merge_parts, shard_name
-from production_ml.fault_tolerance.saving.shard_plan import Holding
+from production_ml.fault_tolerance.saving.parts import Part, merge_parts
 
 SHARD_BYTES: Final = 512 << 20
 """A shard is written when its tensors come to this much, so that an import holds no more than that."""
@@ -50,9 +48,7 @@ class CheckpointBuilder:
         self._save_id = secrets.token_hex(8)
         self._parts: list[Part] = []
         self._shards = 0
-        self._pending: dict[str, torch.Tensor] = {}
-        self._pending_bytes = 0
-        self._holdings: list[Holding] = []
+        self._content = ShardContent()
         self._is_committed = False
         try:
             self._lock = directory.begin(step, self._save_id)
@@ -83,14 +79,8 @@ class CheckpointBuilder:
         Raises:
             CheckpointWriteError: A checkpoint cannot hold it, or the file system does not take it.
         """
-        dtype = dtype_name(name, data)
-        local = data.detach().to("cpu").contiguous()
-        box = whole(tuple(local.shape)) if offsets is None else Box(offsets, tuple(local.shape))
-        key = name if offsets is None else f"{name}@{','.join(map(str, offsets))}"
-        self._holdings.append(Holding(name, key, dtype, box.shape if shape is None else tuple(shape), box))
-        self._pending[key] = local
-        self._pending_bytes += local.nbytes
-        if self._pending_bytes >= self._shard_bytes:
+        self._content.add(name, data, offsets=offsets, shape=tuple(data.shape if shape is None else shape))
+        if self._content.size_bytes >= self._shard_bytes:
             self._flush()
 
     def commit(self, values: Any, metrics: Mapping[str, float]) -> Manifest:
@@ -125,16 +115,14 @@ class CheckpointBuilder:
         return manifest
 
     def _flush(self) -> None:
-        if not self._pending:
+        if not self._content.holdings:
             return
-        number = self._shards
         try:
-            file, hashes = write_shard(self._written / shard_name(number), self._pending)
+            self._parts += self._content.write(self._written, self._shards)
         except OSError as problem:
             raise self._write_error(problem) from problem
-        self._parts += [describe_part(number, [held], file, hashes) for held in self._holdings]
         self._shards += 1
-        self._pending, self._pending_bytes, self._holdings = {}, 0, []
+        self._content = ShardContent()
 
     def _write_error(self, problem: OSError) -> CheckpointWriteError:
         what = f"The checkpoint of step {self._step} could not be written to {self._directory.path}"

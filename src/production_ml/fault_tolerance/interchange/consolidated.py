@@ -48,9 +48,9 @@ def write_consolidated(
 ) -> Exported:
     """Write the checkpoint of `step` as one safetensors file.
 
-    The model's tensors have their plain names, so `model.load_state_dict(safetensors.torch.load_file(path))` works. Each
-    tensor is verified, and held in memory only while it is copied; no process group is needed. The file appears under
-    its name when it is complete and durable, and then takes the place of an older one.
+    The model's tensors have their plain names, so `model.load_state_dict(safetensors.torch.load_file(path))` works.
+    Each tensor is verified, and held in memory only while it is copied; no process group is needed. The file appears
+    under its name when it is complete and durable, and then takes the place of an older one.
 
     Args:
         directory: Where the checkpoint is.

@@ -1,4 +1,4 @@
-"""The `.metadata` of a DCP directory, which is a pickle: read through a closed list of classes, so that it runs nothing."""
+"""The `.metadata` of a DCP directory, a pickle: read through a closed list of classes, so that it runs nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CLASSES: Final = {
 }
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The pickle asks for something that is not on the list."""
 
 
@@ -60,10 +60,10 @@ class _MetadataUnpickler(pickle.Unpickler):
         value = getattr(torch, name, None) if module == "torch" else None
         if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
             return value
-        raise _Refused(f"{module}.{name}")
+        raise _RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _Refused(f"an object outside of it ({pid!r})")
+        raise _RefusedError(f"an object outside of it ({pid!r})")
 
 
 def read_dcp_metadata(directory: Path) -> Metadata:
@@ -83,14 +83,14 @@ def read_dcp_metadata(directory: Path) -> Metadata:
         ) from problem
     try:
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
-    except _Refused as refused:
+    except _RefusedError as refused:
         raise InputFileError(
             path,
             f"asks for {refused}, which has no place in DCP's metadata",
             meaning="Nothing of it was run, and nothing was imported.",
             cure="Find out who wrote this file: a pickle can run any code in a reader that lets it.",
         ) from refused
-    except Exception as problem:  # noqa: BLE001 - a damaged pickle may fail in any way
+    except Exception as problem:
         raise InputFileError(path, f"is damaged ({type(problem).__name__})") from problem
     if not _is_sound(metadata):
         raise InputFileError(path, "is not the metadata of a DCP checkpoint")
@@ -155,7 +155,7 @@ def _is_tensor(item: TensorStorageMetadata) -> bool:
                 and isinstance(chunk.sizes, torch.Size)
                 and len(chunk.offsets) == len(chunk.sizes) == len(item.size)
                 and all(
-                    0 <= begin and begin + size <= total
+                    begin >= 0 and begin + size <= total
                     for begin, size, total in zip(chunk.offsets, chunk.sizes, item.size, strict=True)
                 )
                 for chunk in item.chunks

@@ -1,4 +1,4 @@
-"""A state dict that others saved, sorted into what a checkpoint holds: the model, the optimizer, and everything else."""
+"""A state dict that others saved, sorted into what a checkpoint holds: model, optimizer, and everything else."""
 
 from __future__ import annotations
 

@@ -34,9 +34,7 @@ def by_number(encoded: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
 def by_name(encoded: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """What `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict` gives."""
     state = {name: _decoded(items, tensors) for name, items in encoded["state"].items()}
-    groups = [
-        {**_decoded(group["options"], tensors), "params": list(group["params"])} for group in encoded["groups"]
-    ]
+    groups = [{**_decoded(group["options"], tensors), "params": list(group["params"])} for group in encoded["groups"]]
     return {"state": state, "param_groups": groups}
 
 
@@ -75,7 +73,9 @@ def encode_optimizer(
         name = named.get(str(key))
         if name is None:
             return None
-        encoded[name] = {field: encode_tree(value, f"{prefix}.{field}.{name}", tensors) for field, value in items.items()}
+        encoded[name] = {
+            field: encode_tree(value, f"{prefix}.{field}.{name}", tensors) for field, value in items.items()
+        }
     return {"class": optimizer_class, "groups": groups, "state": encoded}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -83,14 +84,14 @@ def nested(leaves: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any
     for name, leaf in leaves.items():
         container: Any = root
         path = list(paths.get(name, [name]))
-        for key, following in zip(path, path[1:], strict=False):
+        for key, following in itertools.pairwise(path):
             container = _get_or_put(container, key, [] if isinstance(following, int) else {})
         _put(container, path[-1], leaf)
     return root
 
 
 def leaves_of(state: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """The leaves that DCP would make of a state dict, with their paths: mappings, and lists that hold more than values."""
+    """The leaves that DCP would make of a state dict, with their paths. It opens mappings, and lists with tensors."""
     if isinstance(state, Mapping):
         for key, value in state.items():
             yield from leaves_of(value, (*path, str(key)))
