@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 
 from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
-from production_ml.fault_tolerance.retention import KeepBest, KeepLast, Pruning, steps_to_remove
+from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
+from production_ml.fault_tolerance.retention import (
+    KeepBest,
+    KeepEvery,
+    KeepEveryInterval,
+    KeepLast,
+    Pruning,
+    explain,
+    steps_to_remove,
+)
 from production_ml.fault_tolerance.saving.commit import carry_out
 from production_ml.fault_tolerance.saving.patience import Patience
 
@@ -42,10 +52,64 @@ def test_without_the_metric_there_is_no_best():
     assert KeepBest(metric="accuracy")(infos(s1=0.5)) == set()
 
 
+def test_more_than_one_best_can_be_kept():
+    assert KeepBest(metric="loss", n=2)(infos(s1=0.5, s2=0.1, s3=0.5, s4=math.nan)) == {1, 2}
+
+
+def test_milestones_are_the_first_steps_at_or_past_each_multiple():
+    checkpoints = infos(s300=0, s900=0, s1000=0, s1100=0, s2100=0, s2400=0)
+
+    assert KeepEvery(n=1000)(checkpoints) == {1000, 2100}
+
+
+@given(st.sets(st.integers(0, 300), max_size=30), st.integers(1, 60), st.data())
+def test_a_milestone_stays_one_whatever_else_is_removed(steps, n, data):
+    checkpoints = [CheckpointInfo(step, {}, created_at=0.0) for step in steps]
+    milestones = KeepEvery(n=n)(checkpoints)
+    others_left = data.draw(st.sets(st.sampled_from(sorted(steps - milestones)))) if steps - milestones else set()
+
+    assert KeepEvery(n=n)([c for c in checkpoints if c.step in milestones | others_left]) == milestones
+
+
+def test_one_an_hour_is_the_first_of_each_hour():
+    seconds = {1: 10.0, 2: 3500.0, 3: 3600.0, 4: 7100.0, 5: 7300.0}
+    checkpoints = [CheckpointInfo(step, {}, created_at=at) for step, at in seconds.items()]
+
+    assert KeepEveryInterval(interval=timedelta(hours=1))(checkpoints) == {1, 3, 5}
+
+
+def test_every_step_is_told_why_it_is_kept_and_one_to_remove_has_no_reason():
+    checkpoints = infos(s4=0.3, s1=0.1, s2=0.5, s3=0.4)
+
+    assert explain(checkpoints, [KeepLast(n=2), KeepBest(metric="loss"), KeepEvery(n=3)]) == {
+        1: ["the lowest loss"],
+        2: [],
+        3: ["among the 2 newest", "a milestone: the first at or past a multiple of 3"],
+        4: ["the newest", "among the 2 newest"],
+    }
+    assert explain([], [KeepLast(n=2)]) == {}
+
+
 def test_policies_add_up():
     checkpoints = infos(s1=0.1, s2=0.5, s3=0.4, s4=0.3)
 
     assert steps_to_remove(checkpoints, [KeepLast(n=2), KeepBest(metric="loss")]) == {2}
+
+
+@given(st.dictionaries(st.integers(0, 50), st.floats(), max_size=12), st.data())
+def test_no_policy_loses_what_another_wants_and_pruning_again_removes_nothing_more(losses, data):
+    hours = st.integers(0, 5).map(float)
+    checkpoints = [CheckpointInfo(step, {"loss": loss}, data.draw(hours) * 3600) for step, loss in losses.items()]
+    choices = [KeepLast(n=2), KeepBest(metric="loss", n=2), KeepBest(metric="loss", mode="max"), KeepEvery(n=7)]
+    choices.append(KeepEveryInterval(interval=timedelta(hours=2)))
+    policies = data.draw(st.lists(st.sampled_from(choices), unique=True))
+    removed = steps_to_remove(checkpoints, policies)
+    left = [checkpoint for checkpoint in checkpoints if checkpoint.step not in removed]
+
+    for policy in policies:
+        assert policy(left) == policy(checkpoints)
+    assert steps_to_remove(left, policies) == set()
+    assert max(losses, default=None) not in removed
 
 
 @given(st.dictionaries(st.integers(0, 50), st.floats(), max_size=8), st.integers(1, 5))
@@ -60,10 +124,20 @@ def test_the_newest_and_the_best_always_survive(losses, n):
         assert min(numbers.values()) in {loss for step, loss in numbers.items() if step not in removed}
 
 
-@pytest.mark.parametrize("n", [0, -1, 1.5, "3"])
+@pytest.mark.parametrize("n", [0, -1, 1.5, "3", True])
 def test_a_number_to_keep_that_cannot_work_is_refused(n):
     with pytest.raises(ConfigError, match="keep_last_n"):
         KeepLast(n=n)
+    with pytest.raises(ConfigError, match="keep_best_n"):
+        KeepBest(metric="loss", n=n)
+    with pytest.raises(ConfigError, match="keep_every"):
+        KeepEvery(n=n)
+
+
+@pytest.mark.parametrize("interval", [timedelta(0), timedelta(seconds=-1), 3600])
+def test_an_interval_to_keep_that_cannot_work_is_refused(interval):
+    with pytest.raises(ConfigError, match="keep_every_interval"):
+        KeepEveryInterval(interval=interval)
 
 
 def test_an_unknown_mode_is_refused():
@@ -106,6 +180,55 @@ def test_a_checkpoint_whose_manifest_is_damaged_is_neither_counted_nor_deleted(d
     assert directory.steps() == [1, 3]
 
 
+def test_a_newest_checkpoint_that_is_not_whole_does_not_cost_the_good_one_before_it(directory, order_of, caplog):
+    commit(directory, order_of, 1, 2, 3)
+    (directory.committed(3) / "rank-00000.safetensors").unlink()
+    pruning = Pruning(directory, [KeepLast(n=1)])
+
+    assert pruning.explain() == {
+        1: [],
+        2: ["the newest", "among the 1 newest"],
+        3: ["not whole: it is left to the next load, which sets it aside"],
+    }
+    pruning.prune(just_committed=2)
+    pruning.prune(just_committed=2)
+
+    assert directory.steps() == [2, 3]
+    assert caplog.text.count("step-00000003: a file is missing or has another size") == 1
+
+
+def test_what_is_being_read_is_passed_over_until_it_is_read(directory, order_of):
+    commit(directory, order_of, 1, 2, 3)
+    pruning = Pruning(directory, [KeepLast(n=1)])
+
+    with read_lease(directory.committed(1)):
+        assert pruning.explain()[1] == ["being read"]
+        assert pruning.prune(just_committed=3) == [2]
+    assert pruning.prune(just_committed=3) == [1]
+
+
+def test_room_is_made_by_what_the_coming_commit_would_let_go_of(directory, order_of):
+    commit(directory, order_of, 1, 2, 3)
+    directory.begin(4, "dead").release()
+
+    assert Pruning(directory, [KeepLast(n=3)]).make_room(coming=4) == [1]
+
+    assert directory.steps() == [2, 3]
+    assert not directory.incomplete(4, "dead").exists()
+
+
+def test_making_room_for_a_save_that_may_fail_keeps_the_newest_and_the_best(directory, order_of):
+    for step, loss in ((1, 0.5), (2, 0.1), (3, 0.4), (4, 0.3)):
+        directory.begin(step, "00ff").release()
+        carry_out(order_of(step, metrics={"loss": loss}), Patience())
+    pruning = Pruning(directory, [KeepLast(n=1), KeepBest(metric="loss")])
+
+    assert pruning.make_room(coming=5) == [1, 3]
+    assert pruning.make_room(coming=4) == []
+
+    assert directory.steps() == [2, 4]
+
+
 def test_a_directory_that_cannot_be_listed_fails_no_save(directory, caplog):
     class Unlistable(CheckpointDirectory):
         """A file server that stumbles just then."""
@@ -113,6 +236,9 @@ def test_a_directory_that_cannot_be_listed_fails_no_save(directory, caplog):
         def steps(self) -> list[int]:
             raise OSError(116, "Stale file handle")
 
-    Pruning(Unlistable(directory.path), [KeepLast(n=1)]).prune(just_committed=3)
+    pruning = Pruning(Unlistable(directory.path), [KeepLast(n=1)])
 
+    assert pruning.prune(just_committed=3) == []
+    assert pruning.make_room(coming=4) == []
     assert "nothing was pruned (Stale file handle)" in caplog.text
+    assert "no room was made (Stale file handle)" in caplog.text

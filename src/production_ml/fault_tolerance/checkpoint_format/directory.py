@@ -19,6 +19,7 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     encode_manifest,
     read_manifest,
 )
+from production_ml.fault_tolerance.checkpoint_format.read_lease import removal_claim
 from production_ml.fault_tolerance.checkpoint_format.save_lock import LOCK_FILE, SaveLock, is_dead, is_held
 from production_ml.storage.durable import fsync_directory, write_durably
 
@@ -39,12 +40,24 @@ class CheckpointInfo:
     size_bytes: int = 0
 
 
+_ManifestKey = tuple[int, int, int]
+"""A step with the inode and the time of its manifest: another save of the step has another key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is remembered of a manifest, which may be large."""
+
+    info: CheckpointInfo
+    size_bytes_by_file: Mapping[str, int]
+
+
 class CheckpointDirectory:
     """A directory of checkpoints. `step-00000300/` is committed; what begins with a dot is not, yet or any more."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[tuple[int, int, int], CheckpointInfo] = {}
+        self._known: dict[_ManifestKey, _Known] = {}
 
     def committed(self, step: int) -> Path:
         """Where the checkpoint of `step` lives once it is committed."""
@@ -87,16 +100,31 @@ class CheckpointDirectory:
 
     def infos(self) -> list[CheckpointInfo]:
         """The checkpoints whose manifests are sound, oldest first. Each manifest is read once and then remembered."""
-        known: dict[tuple[int, int, int], CheckpointInfo] = {}
+        known: dict[_ManifestKey, _Known] = {}
         for step in self.steps():
             try:
-                status = (self.committed(step) / MANIFEST_FILE).stat()
-                key = (step, status.st_ino, status.st_mtime_ns)
-                known[key] = self._known.get(key) or _info(self.manifest(step))
+                key = self._manifest_key(step)
+                known[key] = self._known.get(key) or _known(self.manifest(step))
             except (CheckpointError, OSError):
                 continue
         self._known = known
-        return list(known.values())
+        return [checkpoint.info for checkpoint in known.values()]
+
+    def is_whole(self, step: int) -> bool:
+        """Whether the checkpoint of `step` has a sound manifest, and each file that it names at its size.
+
+        It reads no tensor: what it finds whole may still have a flipped bit, which only `verify_checkpoint` finds.
+        """
+        try:
+            known = self._known.get(self._manifest_key(step)) or _known(self.manifest(step))
+            path = self.committed(step)
+            return all((path / name).stat().st_size == size for name, size in known.size_bytes_by_file.items())
+        except (CheckpointError, OSError):
+            return False
+
+    def _manifest_key(self, step: int) -> _ManifestKey:
+        status = (self.committed(step) / MANIFEST_FILE).stat()
+        return step, status.st_ino, status.st_mtime_ns
 
     def commit(self, written: Path, manifest: Manifest) -> None:
         """Turn a directory whose shards are all durable into a checkpoint."""
@@ -133,20 +161,30 @@ class CheckpointDirectory:
         fsync_directory(self.path)
         return target
 
-    def remove(self, step: int) -> None:
-        """Delete a checkpoint so that a crash on the way leaves nothing that looks like one."""
-        self._remove(self.committed(step))
+    def remove(self, step: int) -> bool:
+        """Delete a checkpoint so that a crash on the way leaves nothing that looks like one.
+
+        Returns:
+            False where it stays because it is being read.
+        """
+        path = self.committed(step)
+        with removal_claim(path) as is_free:
+            doomed = self._without_its_name(path) if is_free else None
+        # Only now, with the claim given back: a reader that waits for it learns at once that the name is gone.
+        if doomed is not None:
+            shutil.rmtree(doomed, ignore_errors=True)
+        return is_free
 
     def abandon(self, written: Path) -> None:
         """Delete what a failed save wrote. The name goes first: ranks still at work see at once that it ended."""
         if written.exists():
-            self._remove(written)
+            shutil.rmtree(self._without_its_name(written), ignore_errors=True)
 
-    def _remove(self, path: Path) -> None:
+    def _without_its_name(self, path: Path) -> Path:
         doomed = self.path / f"{_REMOVED}{path.name.lstrip('.')}"
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        return doomed
 
     def put_back_replaced(self) -> None:
         """Put every checkpoint back whose successor never came, for a crash came between the two renames.
@@ -177,5 +215,6 @@ def _original(replaced: Path) -> Path:
     return replaced.with_name(replaced.name.removeprefix(_REPLACED).rpartition("-")[0])
 
 
-def _info(manifest: Manifest) -> CheckpointInfo:
-    return CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
+def _known(manifest: Manifest) -> _Known:
+    info = CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
+    return _Known(info, {name: entry.size_bytes for name, entry in manifest.files.items()})

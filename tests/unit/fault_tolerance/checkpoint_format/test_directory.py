@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,9 @@ import pytest
 from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
+from production_ml.fault_tolerance.saving.commit import carry_out
+from production_ml.fault_tolerance.saving.patience import Patience
 
 
 def manifest_of(step: int, save_id: str = "a1") -> Manifest:
@@ -190,6 +194,38 @@ def test_a_removal_and_an_abandoned_save_leave_nothing(directory):
     lock.release()
 
     assert names(directory) == []
+
+
+def test_what_is_being_read_is_not_removed(directory):
+    commit(directory, 1)
+
+    with read_lease(directory.committed(1)):
+        assert not directory.remove(1)
+    assert directory.steps() == [1]
+    assert directory.remove(1)
+    assert names(directory) == []
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda path: (path / "rank-00000.safetensors").unlink(),
+        lambda path: os.truncate(path / "rank-00000.safetensors", 20),
+        lambda path: (path / "manifest.json").unlink(),
+        lambda path: (path / "manifest.json").write_text("{}"),
+    ],
+    ids=["shard missing", "shard cut off", "manifest missing", "manifest damaged"],
+)
+def test_a_checkpoint_that_lacks_something_is_not_whole(directory, order_of, break_it):
+    order = order_of(1)
+    directory.begin(1, order.save_id).release()
+    carry_out(order, Patience())
+    assert directory.is_whole(1)
+
+    break_it(directory.committed(1))
+
+    assert not directory.is_whole(1)
+    assert not directory.is_whole(2)
 
 
 def test_a_replacement_whose_rename_fails_puts_the_old_checkpoint_back(directory):
