@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -31,13 +31,21 @@ class CheckpointBuilder:
         directory: Where it is to be; made if it is not there.
         step: Its step, which must be free.
         shard_bytes: How much to collect before it is written.
+        on_bytes: Called with the size of each piece that was taken, to show how far it is.
 
     Raises:
         InputFileError: A checkpoint of that step is there.
         CheckpointWriteError: The directory cannot be made.
     """
 
-    def __init__(self, directory: CheckpointDirectory, step: int, *, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self,
+        directory: CheckpointDirectory,
+        step: int,
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> None:
         if directory.committed(step).exists():
             raise InputFileError(
                 directory.committed(step), "exists already", cure="Choose another --step, or move that one away."
@@ -45,6 +53,7 @@ class CheckpointBuilder:
         self._directory = directory
         self._step = step
         self._shard_bytes = shard_bytes
+        self._on_bytes = on_bytes
         self._save_id = secrets.token_hex(8)
         self._parts: list[Part] = []
         self._shards = 0
@@ -80,6 +89,7 @@ class CheckpointBuilder:
             CheckpointWriteError: A checkpoint cannot hold it, or the file system does not take it.
         """
         self._content.add(name, data, offsets=offsets, shape=tuple(data.shape if shape is None else shape))
+        self._on_bytes(data.numel() * data.element_size())
         if self._content.size_bytes >= self._shard_bytes:
             self._flush()
 

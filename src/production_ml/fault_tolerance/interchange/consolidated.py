@@ -7,7 +7,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +45,7 @@ def write_consolidated(
     target_path: str | os.PathLike[str],
     *,
     with_optimizer: bool = False,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Exported:
     """Write the checkpoint of `step` as one safetensors file.
 
@@ -58,6 +59,7 @@ def write_consolidated(
         target_path: The file to write.
         with_optimizer: Write all other tensors too, under their names in the checkpoint (`optimizer.exp_avg.…`,
             `extra.…`), and the values that are not tensors, as JSON in the file's metadata.
+        on_bytes: Called with the size of each tensor that was read, to show how far it is.
 
     Raises:
         DamagedCheckpointError: A tensor is not what was saved; nothing is left behind.
@@ -65,7 +67,7 @@ def write_consolidated(
         CheckpointError: The checkpoint cannot be read for another reason.
     """
     target = Path(target_path)
-    with CheckpointSource(directory, step) as source:
+    with CheckpointSource(directory, step, on_bytes=on_bytes) as source:
         names = plain_names(source.manifest, with_optimizer=with_optimizer)
         size_bytes = write_tensors(target, source, names, _metadata(source.manifest, with_values=with_optimizer))
     return Exported(

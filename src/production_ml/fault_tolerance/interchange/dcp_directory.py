@@ -6,14 +6,17 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from production_ml.core.errors import InputFileError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
@@ -26,7 +29,13 @@ from production_ml.fault_tolerance.interchange.source import CheckpointSource
 from production_ml.fault_tolerance.interchange.whole_state import nested, stand_ins, state_by_name
 
 
-def write_dcp_directory(directory: CheckpointDirectory, step: int, target_path: str | os.PathLike[str]) -> Exported:
+def write_dcp_directory(
+    directory: CheckpointDirectory,
+    step: int,
+    target_path: str | os.PathLike[str],
+    *,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Exported:
     """Write the checkpoint of `step` as a new directory for `torch.distributed.checkpoint.load`, of any world size.
 
     It holds `model`, `optimizer` (as DCP's `get_optimizer_state_dict` gives it), `step`, `metrics` and the extras. Each
@@ -36,6 +45,7 @@ def write_dcp_directory(directory: CheckpointDirectory, step: int, target_path: 
         directory: Where the checkpoint is.
         step: Which one.
         target_path: The directory to make.
+        on_bytes: Called with the size of each tensor that was read, to show how far it is.
 
     Raises:
         InputFileError: The name is taken.
@@ -44,12 +54,12 @@ def write_dcp_directory(directory: CheckpointDirectory, step: int, target_path: 
         CheckpointError: The checkpoint cannot be read for another reason.
     """
     target = Path(target_path)
-    with CheckpointSource(directory, step) as source:
+    with CheckpointSource(directory, step, on_bytes=on_bytes) as source:
         tensors = stand_ins(source.manifest)
         planner = _LazyPlanner(source, tensors)
         with durable_directory(target) as written:
             # One thread: with more, DCP loses the errors of a full disk (torch 2.13).
-            writer = dcp.FileSystemWriter(written, thread_count=1)
+            writer = FileSystemWriter(written, thread_count=1)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
                 _save(state_by_name(source.manifest, tensors), writer, planner)
@@ -57,14 +67,14 @@ def write_dcp_directory(directory: CheckpointDirectory, step: int, target_path: 
     return Exported(path=target, size_bytes=size_bytes, tensors=len(tensors), left_out=())
 
 
-def _save(state: dict[str, Any], writer: dcp.FileSystemWriter, planner: dcp.DefaultSavePlanner) -> None:
+def _save(state: dict[str, Any], writer: FileSystemWriter, planner: DefaultSavePlanner) -> None:
     try:
-        dcp.save(state, storage_writer=writer, planner=planner, no_dist=True)
-    except dcp.api.CheckpointException as failed:
+        save(state, storage_writer=writer, planner=planner, no_dist=True)
+    except CheckpointException as failed:
         raise next(iter(failed.failures.values()))[0] from None
 
 
-class _LazyPlanner(dcp.DefaultSavePlanner):
+class _LazyPlanner(DefaultSavePlanner):
     """Plans with tensors without memory, and reads each when DCP wants to write it."""
 
     def __init__(self, source: CheckpointSource, tensors: dict[str, torch.Tensor]) -> None:

@@ -82,7 +82,7 @@ def read_dcp_metadata(directory: Path) -> Metadata:
             cure="Name a directory that torch.distributed.checkpoint.save wrote; .metadata is its last file.",
         ) from problem
     try:
-        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
+        metadata: Metadata = _MetadataUnpickler(io.BytesIO(data)).load()
     except _RefusedError as refused:
         raise InputFileError(
             path,

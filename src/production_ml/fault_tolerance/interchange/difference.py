@@ -135,6 +135,9 @@ def _unequal(a: Any, b: Any, path: str = "") -> Iterator[str]:
                 yield from _unequal(a[key], b[key], inner)
             else:
                 yield f"{inner} (only in {'A' if key in a else 'B'})"
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and any(isinstance(item, dict) for item in a):
+        for index, (one, other) in enumerate(zip(a, b, strict=True)):
+            yield from _unequal(one, other, f"{path}.{index}")
     elif a != b:
         yield f"{path}: {_short(a)} / {_short(b)}"
 

@@ -59,7 +59,7 @@ def encode_optimizer(
         prefix: The beginning of its tensors' names.
         tensors: Where its tensors are put.
     """
-    groups, named = [], {}
+    groups, named = [], dict[str, str]()
     for number, group in enumerate(state["param_groups"]):
         names = group.get("param_names", group["params"])
         if not all(isinstance(name, str) for name in names):

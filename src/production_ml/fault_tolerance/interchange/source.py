@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -10,25 +11,34 @@ import torch
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, intersection, whole
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry
+from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
 from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES, ShardReader
 
 
 class CheckpointSource:
     """Reads tensors of one checkpoint, one at a time; needs no process group. Use it in a `with`.
 
+    It holds a lease, so that a training beside it does not prune the checkpoint meanwhile.
+
     Args:
         directory: Where the checkpoint is.
         step: Which one.
+        on_bytes: Called with the size of each tensor that was read, to show how far it is.
 
     Raises:
         DamagedCheckpointError: Its manifest is missing or damaged.
         CheckpointError: It cannot be read for another reason, such as a newer format.
     """
 
-    def __init__(self, directory: CheckpointDirectory, step: int) -> None:
+    def __init__(
+        self, directory: CheckpointDirectory, step: int, *, on_bytes: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.path = directory.committed(step)
-        self.manifest = directory.manifest(step)
-        self._open = contextlib.ExitStack()
+        self._on_bytes = on_bytes
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(read_lease(self.path))
+            self.manifest = directory.manifest(step)
+            self._open = opened.pop_all()
         self._readers: dict[str, ShardReader] = {}
 
     def __enter__(self) -> CheckpointSource:
@@ -57,6 +67,7 @@ class CheckpointSource:
         found = torch.empty(box.shape, dtype=DTYPES[entry.dtype])
         for chunk in entry.chunks:
             self._fill(name, entry.dtype, chunk, box, found)
+        self._on_bytes(found.nbytes)
         return found
 
     def chunk(self, name: str, chunk: ChunkEntry) -> torch.Tensor:

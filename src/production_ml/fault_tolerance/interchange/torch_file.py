@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -27,7 +27,13 @@ from production_ml.fault_tolerance.interchange.whole_state import state_by_numbe
 _REFUSED: Final = re.compile(r"(?:GLOBAL|global|class) ([\w.]+\.\w+)")
 
 
-def write_torch_file(directory: CheckpointDirectory, step: int, target_path: str | os.PathLike[str]) -> Exported:
+def write_torch_file(
+    directory: CheckpointDirectory,
+    step: int,
+    target_path: str | os.PathLike[str],
+    *,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Exported:
     """Write the checkpoint of `step` as one file for `torch.load(path, weights_only=True)`.
 
     It holds `model`, `optimizer` (as `optimizer.load_state_dict` takes it), `step`, `metrics` and the extras. While it
@@ -37,6 +43,7 @@ def write_torch_file(directory: CheckpointDirectory, step: int, target_path: str
         directory: Where the checkpoint is.
         step: Which one.
         target_path: The file to write.
+        on_bytes: Called with the size of each tensor that was read, to show how far it is.
 
     Raises:
         DamagedCheckpointError: A tensor is not what was saved; nothing is left behind.
@@ -44,7 +51,7 @@ def write_torch_file(directory: CheckpointDirectory, step: int, target_path: str
         CheckpointError: The checkpoint cannot be read for another reason.
     """
     target = Path(target_path)
-    with CheckpointSource(directory, step) as source, durable_file(target) as file:
+    with CheckpointSource(directory, step, on_bytes=on_bytes) as source, durable_file(target) as file:
         with tempfile.TemporaryFile(dir=target.parent, buffering=0) as scratch:
             tensors = _in_file(source, scratch)
             buffered = io.BufferedWriter(file, 1 << 20)
