@@ -22,6 +22,8 @@ class DistributedEnv:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """The number of this job's processes on this node."""
     node_rank: int = 0
     attempt: int = 0
     """0 for the first start of the workers, then one more for each restart."""
@@ -48,6 +50,7 @@ class DistributedEnv:
             rank=number("RANK", "SLURM_PROCID"),
             local_rank=number("LOCAL_RANK", "SLURM_LOCALID"),
             world_size=number("WORLD_SIZE", _TASKS_OF_STEP, default=1),
+            local_world_size=number("LOCAL_WORLD_SIZE", default=1),
             node_rank=number("GROUP_RANK", "SLURM_NODEID"),
             attempt=number(ATTEMPT_VARIABLE, "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"),
             owner_pid=number(OWNER_VARIABLE, default=os.getppid() if launched else os.getpid()),

@@ -103,7 +103,13 @@ class CheckpointError(ProductionMLError):
 
 
 class CheckpointWriteError(CheckpointError):
-    """A checkpoint could not be made durable; the newest committed one is unchanged."""
+    """A checkpoint could not be made durable; the newest committed one is unchanged.
+
+    Attributes:
+        errno: What the file system said, as in `errno`; None where it was something else.
+    """
+
+    errno: int | None = None
 
 
 class CheckpointMismatchError(CheckpointError):

@@ -18,30 +18,18 @@ from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
-from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration, plan_restoration
+from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
 from production_ml.fault_tolerance.loading.damage_report import describe
 from production_ml.fault_tolerance.loading.newest_good import Search, apply_on_all, search
 from production_ml.fault_tolerance.retention import KeepBest, KeepLast, Pruning
-from production_ml.fault_tolerance.saving.draft import SaveDraft, SaveInputs, agree, draft_save
-from production_ml.fault_tolerance.saving.order import SaveOrder, write_error
-from production_ml.fault_tolerance.saving.save_in_flight import SaveInFlight
-from production_ml.fault_tolerance.saving.staging import StagingMemory
+from production_ml.fault_tolerance.saving.draft import SaveInputs
+from production_ml.fault_tolerance.saving.order import write_error
+from production_ml.fault_tolerance.saving.save_in_flight import Committed
+from production_ml.fault_tolerance.saving.saver import Saver
 
 _LOG: Final = logging.getLogger(__name__)
-
-
-class ResumeState(dict[str, Any]):
-    """Where to go on: `"step"` (0 when there is nothing to resume), `"metrics"`, and every extra value by its name.
-
-    Attributes:
-        damaged: What was wrong with newer checkpoints, which were passed over; empty where all was well.
-    """
-
-    def __init__(self, values: Mapping[str, Any], damaged: list[Damage]) -> None:
-        super().__init__(values)
-        self.damaged = damaged
 
 
 class CheckpointManager:
@@ -78,10 +66,7 @@ class CheckpointManager:
         self._directory = CheckpointDirectory(_prepared(checkpoint_dir))
         self._pruning = Pruning(self._directory, [keep_last, keep_best] if save_best else [keep_last])
         self._best_metric = best_metric if save_best else None
-        self._asynchronous = asynchronous
-        self._memory = StagingMemory()
-        self._in_flight: SaveInFlight | None = None
-        self._leftovers_are_cleared = False
+        self._saver = Saver(self._directory, asynchronous=asynchronous, on_commit=self._follow_up)
 
     def save(
         self,
@@ -111,39 +96,8 @@ class CheckpointManager:
             CheckpointError: Another rank does not save at all, but loads.
             ConfigError: A step or metric is not a number, or an extra has a name that is taken.
         """
-        started_seconds = SYSTEM_CLOCK.monotonic_seconds()
-        rank, world_size = rank_and_world_size()
-        draft: SaveDraft | None = None
-        problem: Exception | None = None
-        try:
-            self.wait()
-            self._clear_leftovers(rank)
-            inputs = SaveInputs(model, optimizer, step, metrics or {}, extra_state)
-            draft = draft_save(self._directory, self._memory, inputs, rank=rank, world_size=world_size)
-        except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
-            problem = error
-        order = agree(draft, problem)
-        self._carry_out(order, draft.lock if draft else None, started_seconds)
-
-    def _carry_out(self, order: SaveOrder, lock: SaveLock | None, started_seconds: float) -> None:
-        if order.rank == 0:
-            self._warn_of_missing_metric(order.metrics)
-        stall_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
-
-        def on_commit(manifest: Manifest) -> None:
-            try:
-                self._pruning.prune(just_committed=manifest.step)
-            finally:
-                duration_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
-                stall = stall_seconds if self._asynchronous else duration_seconds
-                self._report_saved(manifest, duration_seconds, stall)
-
-        self._in_flight = SaveInFlight(order, lock=lock, on_commit=on_commit)
-        if self._asynchronous:
-            self._in_flight.start()
-        else:
-            self._in_flight.run()
-            self.wait()
+        metrics = self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state))
+        self._warn_of_missing_metric(metrics)
 
     def load_latest(self, model: nn.Module, optimizer: Optimizer | None = None, **extra: Any) -> ResumeState:
         """Load the newest checkpoint that is good on all ranks. Every rank has to call it.
@@ -170,8 +124,7 @@ class CheckpointManager:
             ConfigError: An extra is not an object whose state can be loaded.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
-        if self._in_flight is not None:
-            self._in_flight.join()
+        self._saver.join()
         rank, world_size = rank_and_world_size()
 
         def plan(manifest: Manifest) -> Restoration:
@@ -180,6 +133,8 @@ class CheckpointManager:
         found = search(self._directory, plan, rank=rank, world_size=world_size)
         if rank == 0:
             self._set_damaged_aside(found)
+        if optimizer is not None:
+            self._saver.expect_training(model, optimizer)
         damaged = [damage for step_damage in found.damaged.values() for damage in step_damage]
         if found.newest_good is None:
             return ResumeState({"step": 0, "metrics": {}}, damaged)
@@ -195,12 +150,7 @@ class CheckpointManager:
         Raises:
             CheckpointWriteError: It failed. The newest committed checkpoint is unchanged.
         """
-        if self._in_flight is None:
-            return
-        self._in_flight.join()
-        ended, self._in_flight = self._in_flight, None
-        if ended.error is not None:
-            raise ended.error
+        self._saver.wait()
 
     def close(self) -> None:
         """Wait for the save under way, and give its memory back. Calling it twice is no error.
@@ -208,10 +158,7 @@ class CheckpointManager:
         Raises:
             CheckpointWriteError: The save under way failed.
         """
-        try:
-            self.wait()
-        finally:
-            self._memory = StagingMemory()
+        self._saver.close()
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -222,19 +169,12 @@ class CheckpointManager:
         if error is None:
             self.close()
             return
-        if self._in_flight is not None:
-            self._in_flight.leave_soon()
+        self._saver.leave_soon()
         try:
             self.close()
         except CheckpointWriteError:
             # Already in the log; the script's own error is the one to show.
             _LOG.debug("a save failed while the script was failing", exc_info=True)
-
-    def _clear_leftovers(self, rank: int) -> None:
-        """Once, before a save, as a reader has no say in it; by rank 0 alone, for two would trip over each other."""
-        if rank == 0 and not self._leftovers_are_cleared:
-            self._directory.remove_leftovers()
-            self._leftovers_are_cleared = True
 
     def _set_damaged_aside(self, found: Search) -> None:
         resumed_step = found.newest_good.manifest.step if found.newest_good else None
@@ -269,18 +209,21 @@ class CheckpointManager:
         message = f"Resuming from step {step} ({path})"
         log_event(_LOG, "checkpoint_loaded", message, step=step, duration_seconds=duration_seconds, path=path)
 
-    def _report_saved(self, manifest: Manifest, duration_seconds: float, stall_seconds: float) -> None:
-        path = str(self._directory.committed(manifest.step))
-        log_event(
-            _LOG,
-            "checkpoint_saved",
-            f"Saved step {manifest.step} to {path}",
-            step=manifest.step,
-            duration_seconds=duration_seconds,
-            stall_seconds=stall_seconds,
-            size_bytes=manifest.size_bytes,
-            path=path,
-        )
+    def _follow_up(self, committed: Committed, duration_seconds: float, stall_seconds: float) -> None:
+        try:
+            self._pruning.prune(just_committed=committed.step)
+        finally:
+            path = str(self._directory.committed(committed.step))
+            log_event(
+                _LOG,
+                "checkpoint_saved",
+                f"Saved step {committed.step} to {path}",
+                step=committed.step,
+                duration_seconds=duration_seconds,
+                stall_seconds=stall_seconds,
+                size_bytes=committed.size_bytes,
+                path=path,
+            )
 
     def _warn_of_missing_metric(self, metrics: Mapping[str, float]) -> None:
         if self._best_metric is not None and self._best_metric not in metrics:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -88,9 +87,9 @@ def _tensors(manifest: Manifest, pattern: str | None) -> list[dict[str, Any]]:
 
 
 def _size_bytes(entry: TensorEntry) -> int:
-    from production_ml.fault_tolerance.checkpoint_format.manifest import DTYPE_BYTES
+    from production_ml.fault_tolerance.checkpoint_format.element_types import size_bytes
 
-    return math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
+    return size_bytes(entry.dtype, entry.shape)
 
 
 def _table(described: list[dict[str, Any]]) -> Table:
@@ -111,6 +110,8 @@ def _values_tree(manifest: Manifest) -> Tree:
     tree = Tree("values")
     for key, value in manifest.values.items():
         _add(tree, key, _named_by_kind(value) if key == "extra" else value)
+    for rank, value in enumerate(manifest.rank_values):
+        _add(tree, f"rank {rank}", value)
     return tree
 
 
@@ -185,5 +186,6 @@ def _as_json(directory: CheckpointDirectory, manifest: Manifest, described: list
         "metrics": json_safe(dict(manifest.metrics)),
         "files": {name: entry.size_bytes for name, entry in manifest.files.items()},
         "values": manifest.values,
+        "rank_values": list(manifest.rank_values),
         "tensors": described,
     }

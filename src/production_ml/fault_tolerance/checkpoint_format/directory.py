@@ -20,7 +20,13 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     read_manifest,
 )
 from production_ml.fault_tolerance.checkpoint_format.read_lease import removal_claim
-from production_ml.fault_tolerance.checkpoint_format.save_lock import LOCK_FILE, SaveLock, is_dead, is_held
+from production_ml.fault_tolerance.checkpoint_format.save_lock import (
+    LOCK_FILE,
+    SaveLock,
+    is_dead,
+    is_held,
+    is_surely_held,
+)
 from production_ml.storage.durable import fsync_directory, write_durably
 
 QUARANTINE: Final = "quarantine"
@@ -185,6 +191,10 @@ class CheckpointDirectory:
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)
         return doomed
+
+    def saves_under_way(self) -> list[Path]:
+        """Where ranks write just now, as far as this host can tell: a save may outlive who asked for it."""
+        return [path for path in self.path.glob(f"{_INCOMPLETE}*") if is_surely_held(path)]
 
     def put_back_replaced(self) -> None:
         """Put every checkpoint back whose successor never came, for a crash came between the two renames.

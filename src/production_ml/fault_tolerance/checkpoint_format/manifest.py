@@ -16,7 +16,7 @@ from production_ml.storage.hashing import hash_bytes
 
 MANIFEST_FILE: Final = "manifest.json"
 FORMAT: Final = "production_ml.checkpoint"
-VERSION: Final = 1
+VERSION: Final = 2
 _NO_HASH: Final = b'"hash": ""'
 _HASH: Final = re.compile(rb'"hash": "([0-9a-f]{32})"')
 _SAVE_ID: Final = re.compile(rb'"save_id": "([0-9a-f]+)"')
@@ -42,8 +42,8 @@ class ChunkEntry:
     offsets: tuple[int, ...]
     """Where the box begins in the whole tensor, per dimension."""
     shape: tuple[int, ...]
-    hash: str
-    """XXH3-128 of its bytes."""
+    hashes: tuple[str, ...]
+    """XXH3-128 of each block of its bytes (see `blocks`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +69,8 @@ class Manifest:
     metrics: Mapping[str, float]
     values: Any
     """The state that is not tensors, as `state_tree` encodes it."""
+    rank_values: tuple[Any, ...] = ()
+    """The same for state that differs by rank, one of each in rank order; empty where there is none."""
     files: Mapping[str, FileEntry]
     tensors: Mapping[str, TensorEntry]
 
@@ -76,27 +78,6 @@ class Manifest:
     def size_bytes(self) -> int:
         """Bytes of all shards."""
         return sum(file.size_bytes for file in self.files.values())
-
-
-DTYPE_BYTES: Final = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I16": 2,
-    "U16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "U32": 4,
-    "F32": 4,
-    "I64": 8,
-    "U64": 8,
-    "F64": 8,
-    "C64": 8,
-}
-"""safetensors' element types and their sizes."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -112,6 +93,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "metrics": json_safe(dict(manifest.metrics)),
         "files": {name: file_json(file) for name, file in manifest.files.items()},
         "values": manifest.values,
+        "rank_values": manifest.rank_values,
         "tensors": {name: tensor_json(entry) for name, entry in manifest.tensors.items()},
     }
     data = json.dumps(document, allow_nan=False).encode() + b"\n"
@@ -191,6 +173,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         world_size=document["world_size"],
         metrics={name: float(value) for name, value in document["metrics"].items()},
         values=document["values"],
+        rank_values=tuple(document["rank_values"]),
         files={name: file_entry(entry) for name, entry in document["files"].items()},
         tensors={name: tensor_entry(entry) for name, entry in document["tensors"].items()},
     )
@@ -209,7 +192,7 @@ def file_entry(entry: dict[str, Any]) -> FileEntry:
 def tensor_json(entry: TensorEntry) -> dict[str, Any]:
     """A tensor's entry as JSON (written out, because `asdict` takes ten times as long)."""
     chunks = [
-        {"file": chunk.file, "key": chunk.key, "offsets": chunk.offsets, "shape": chunk.shape, "hash": chunk.hash}
+        {"file": chunk.file, "key": chunk.key, "offsets": chunk.offsets, "shape": chunk.shape, "hashes": chunk.hashes}
         for chunk in entry.chunks
     ]
     return {"dtype": entry.dtype, "shape": entry.shape, "chunks": chunks}
@@ -223,7 +206,7 @@ def tensor_entry(entry: dict[str, Any]) -> TensorEntry:
             key=chunk["key"],
             offsets=tuple(chunk["offsets"]),
             shape=tuple(chunk["shape"]),
-            hash=chunk["hash"],
+            hashes=tuple(chunk["hashes"]),
         )
         for chunk in entry["chunks"]
     )

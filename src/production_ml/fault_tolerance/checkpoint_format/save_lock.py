@@ -17,20 +17,33 @@ SILENCE_SECONDS: Final = 24 * 3600.0
 
 
 class SaveLock:
-    """Held by rank 0 while a save is under way: the kernel lets go of it when the process dies, however it dies."""
+    """Held for rank 0 while a save is under way: the kernel lets go of it when its holder dies, however it dies."""
+
+    descriptor: int
 
     def __init__(self, written: Path) -> None:
-        self._descriptor = os.open(written / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        self.descriptor = os.open(written / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         # On a file system without locks no save can be told dead, and leftovers stay: better than losing a live one.
         with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(self._descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(self.descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
+
+    @classmethod
+    def adopt(cls, descriptor: int) -> SaveLock:
+        """The lock that another process took and handed over."""
+        lock = cls.__new__(cls)
+        lock.descriptor = descriptor
+        return lock
+
+    def hand_over(self) -> None:
+        """Another process has the descriptor now: the lock is held until that one lets go."""
+        os.close(self.descriptor)
 
     def release(self) -> None:
         """Let go. Unlocked on purpose, not by closing alone: a forked worker may hold a copy of the descriptor."""
         with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        os.close(self.descriptor)
 
 
 def is_held(written: Path) -> bool:
@@ -45,6 +58,23 @@ def is_held(written: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def is_surely_held(written: Path) -> bool:
+    """Whether a process that this host knows of holds the save in `written`; where it cannot be told, it does not."""
+    try:
+        descriptor = os.open(written / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
     finally:
         os.close(descriptor)
     return False

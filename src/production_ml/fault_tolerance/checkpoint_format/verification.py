@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from production_ml.core.errors import DamagedCheckpointError
+from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, Manifest
 from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
@@ -86,7 +87,8 @@ def _verify_file(
 ) -> Iterator[Damage]:
     path = directory.committed(manifest.step) / file
     try:
-        with ShardReader(path, manifest.files[file], step=manifest.step) as reader:
+        source = FileSource(path, step=manifest.step)
+        with ShardReader(source, manifest.files[file], step=manifest.step) as reader:
             for name, dtype, chunk in chunks:
                 try:
                     reader.verify(name, dtype, chunk)

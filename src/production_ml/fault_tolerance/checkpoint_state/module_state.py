@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.boxes import from_local
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
 
 _WRAPPER_SEGMENTS: Final = ("_orig_mod.", "_checkpoint_wrapped_module.")

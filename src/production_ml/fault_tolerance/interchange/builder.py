@@ -15,12 +15,12 @@ from production_ml.core.errors import CheckpointWriteError, InputFileError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
-from production_ml.fault_tolerance.interchange.shards import ShardContent
+from production_ml.fault_tolerance.interchange.shards import ShardBoxes
 from production_ml.fault_tolerance.saving.order import write_error
 from production_ml.fault_tolerance.saving.parts import Part, merge_parts
 
-SHARD_BYTES: Final = 512 << 20
-"""A shard is written when its tensors come to this much, so that an import holds no more than that."""
+SHARD_BYTES: Final = 256 << 20
+"""A shard is written when its tensors come to this much, so that an import holds twice that and no more."""
 _UNCHANGED: Final = "Nothing was committed, and the checkpoints that are there are unchanged."
 
 
@@ -57,7 +57,7 @@ class CheckpointBuilder:
         self._save_id = secrets.token_hex(8)
         self._parts: list[Part] = []
         self._shards = 0
-        self._content = ShardContent()
+        self._content = ShardBoxes()
         self._is_committed = False
         try:
             self._lock = directory.begin(step, self._save_id)
@@ -128,11 +128,11 @@ class CheckpointBuilder:
         if not self._content.holdings:
             return
         try:
-            self._parts += self._content.write(self._written, self._shards)
+            self._parts.append(self._content.write(self._written, self._shards))
         except OSError as problem:
             raise self._write_error(problem) from problem
         self._shards += 1
-        self._content = ShardContent()
+        self._content = ShardBoxes()
 
     def _write_error(self, problem: OSError) -> CheckpointWriteError:
         what = f"The checkpoint of step {self._step} could not be written to {self._directory.path}"

@@ -1,24 +1,20 @@
-"""One safetensors file of a whole checkpoint, from any world size, that any tool can open; and the way back."""
+"""One safetensors file of a whole checkpoint, from any world size, that any tool can open. No torch here."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from production_ml.core.errors import CheckpointWriteError, InputFileError
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import json_safe
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.checkpoint_format.manifest import DTYPE_BYTES, Manifest, TensorEntry
-from production_ml.fault_tolerance.checkpoint_format.shard_file import as_bytes
-from production_ml.fault_tolerance.checkpoint_format.state_tree import tensor_names
-from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
+from production_ml.fault_tolerance.checkpoint_format.element_types import ELEMENT_BYTES, size_bytes, stored_form
+from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
+from production_ml.fault_tolerance.checkpoint_format.shard_layout import HEADER_LENGTH
 from production_ml.fault_tolerance.interchange.output import durable_file, write_all
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
 
@@ -63,15 +59,16 @@ def write_consolidated(
 
     Raises:
         DamagedCheckpointError: A tensor is not what was saved; nothing is left behind.
-        CheckpointWriteError: The file system does not take the file, or two tensors would have the same name.
+        CheckpointWriteError: The file system does not take the file, safetensors has no name for a tensor's type, or
+            two tensors would have the same name.
         CheckpointError: The checkpoint cannot be read for another reason.
     """
     target = Path(target_path)
     with CheckpointSource(directory, step, on_bytes=on_bytes) as source:
         names = plain_names(source.manifest, with_optimizer=with_optimizer)
-        size_bytes = write_tensors(target, source, names, _metadata(source.manifest, with_values=with_optimizer))
+        file_bytes = write_tensors(target, source, names, _metadata(source.manifest, with_values=with_optimizer))
     return Exported(
-        path=target, size_bytes=size_bytes, tensors=len(names), left_out=tuple(_not_tensors(source.manifest))
+        path=target, size_bytes=file_bytes, tensors=len(names), left_out=tuple(_not_tensors(source.manifest))
     )
 
 
@@ -83,7 +80,7 @@ def plain_names(manifest: Manifest, *, with_optimizer: bool) -> dict[str, str]:
     Raises:
         CheckpointWriteError: A parameter has the name of another tensor.
     """
-    model = {name: item["$tensor"] for name, item in manifest.values["model"].items() if _is_tensor(item)}
+    model = {name: item["$tensor"] for name, item in manifest.values["model"].items() if is_plain_tensor(item)}
     if model and not with_optimizer:
         return model
     taken = set(model.values())
@@ -109,26 +106,37 @@ def write_tensors(target: Path, source: CheckpointSource, names: Mapping[str, st
         The file's size in bytes.
     """
     entries = {name: source.manifest.tensors[held] for name, held in names.items()}
+    _check_types(entries)
     # Large elements first: then all are aligned without gaps, as readers that map the file want it.
-    ordered = sorted(entries, key=lambda name: -DTYPE_BYTES[entries[name].dtype])
-    head, size_bytes = _header({name: entries[name] for name in ordered}, metadata)
+    ordered = sorted(entries, key=lambda name: -ELEMENT_BYTES[entries[name].dtype])
+    head, file_bytes = _header({name: entries[name] for name in ordered}, metadata)
     with durable_file(target) as file:
         write_all(file, head)
         for name in ordered:
-            write_all(file, as_bytes(source.tensor(names[name])))
-    return size_bytes
+            write_all(file, source.whole(names[name]).reshape(-1).data)
+    return file_bytes
+
+
+def _check_types(entries: Mapping[str, TensorEntry]) -> None:
+    """Other tools would take such a tensor for one of the type that its bytes are stored as in our own shards."""
+    for name, entry in entries.items():
+        if stored_form(entry.dtype, entry.shape) != (entry.dtype, entry.shape):
+            raise CheckpointWriteError(
+                f"tensor {name!r} is {entry.dtype}, for which safetensors has no name.",
+                cure="Export to torch instead: production-ml checkpoint export … --to torch",
+            )
 
 
 def _header(entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> tuple[bytes, int]:
     described: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for name, entry in entries.items():
-        end = position + math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
+        end = position + size_bytes(entry.dtype, entry.shape)
         described[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [position, end]}
         position = end
     encoded = json.dumps(described).encode()
     encoded += b" " * (-len(encoded) % 8)
-    head = struct.pack("<Q", len(encoded)) + encoded
+    head = HEADER_LENGTH.pack(len(encoded)) + encoded
     return head, len(head) + position
 
 
@@ -143,60 +151,9 @@ def _metadata(manifest: Manifest, *, with_values: bool) -> dict[str, str]:
 
 def _not_tensors(manifest: Manifest) -> Iterator[str]:
     model: Iterable[tuple[str, Any]] = manifest.values["model"].items()
-    return (name for name, item in model if not _is_tensor(item))
+    return (name for name, item in model if not is_plain_tensor(item))
 
 
-def _is_tensor(item: Any) -> bool:
+def is_plain_tensor(item: Any) -> bool:
+    """Whether an encoded value is a tensor by itself."""
     return isinstance(item, dict) and set(item) == {"$tensor"}
-
-
-def read_safetensors(path: Path, config: ImportConfig) -> SortedState:
-    """What is in a safetensors file, sorted; its tensors are mapped from the file, not read.
-
-    A file that `write_consolidated` wrote with everything gives everything back.
-
-    Raises:
-        InputFileError: It is no safetensors file.
-        CheckpointWriteError: Something in it cannot be saved; the message names it.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InputFileError(path, "is not a file" if path.exists() else "does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError) as problem:
-        raise InputFileError(path, f"is not a safetensors file ({problem})") from problem
-    own = _own(metadata)
-    found = _everything(own["values"], tensors, config) if "values" in own else None
-    # A file that was changed by another tool may have kept our metadata: then it is a file of weights like any other.
-    found = found or sort_state(tensors, config)
-    found.step, found.metrics = own.get("step"), own.get("metrics", {})
-    return found
-
-
-def _everything(values: Any, tensors: Mapping[str, Any], config: ImportConfig) -> SortedState | None:
-    """What the values of a checkpoint say of the tensors; None where the two do not belong together."""
-    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-        return None
-    plain = {name: item["$tensor"] for name, item in values["model"].items() if _is_tensor(item)}
-    by_name = {plain.get(name, name): tensor for name, tensor in tensors.items()}
-    if config.model_only:
-        values = {**values, "optimizer": None, "extra": {}}
-    wanted = set(tensor_names(values))
-    if not wanted <= set(by_name):
-        return None
-    return SortedState(values, {name: by_name[name] for name in wanted})
-
-
-def _own(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Our own part of a file's metadata."""
-    own = {}
-    for key in (STEP_KEY, METRICS_KEY, VALUES_KEY):
-        with contextlib.suppress(KeyError, ValueError):
-            own[key.rpartition(".")[2]] = json.loads(metadata[key])
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-        own["metrics"] = {name: float(value) for name, value in own["metrics"].items()}
-    return own

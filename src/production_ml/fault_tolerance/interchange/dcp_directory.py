@@ -26,6 +26,7 @@ from production_ml.fault_tolerance.interchange.dcp_metadata import location, rea
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
 from production_ml.fault_tolerance.interchange.output import durable_directory
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
+from production_ml.fault_tolerance.interchange.tensor_source import read_tensor
 from production_ml.fault_tolerance.interchange.whole_state import nested, stand_ins, state_by_name
 
 
@@ -84,7 +85,7 @@ class _LazyPlanner(DefaultSavePlanner):
 
     def transform_object(self, write_item: Any, object: Any) -> Any:  # noqa: A002 - DCP's name
         if isinstance(object, torch.Tensor):
-            return self._source.tensor(self._names[id(object)])
+            return read_tensor(self._source, self._names[id(object)])
         return super().transform_object(write_item, object)
 
 

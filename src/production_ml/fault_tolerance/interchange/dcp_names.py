@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
+from production_ml.fault_tolerance.interchange.tensor_source import read_tensor
 from production_ml.fault_tolerance.interchange.whole_state import DCP, leaves_of, stand_ins, state_by_name
 
 Path = tuple[str | int, ...]
@@ -36,7 +37,7 @@ class NamedState:
             DamagedCheckpointError: One of them is not what was written.
         """
         value = self.objects[name]
-        return decode_tree(value, {tensor: source.tensor(tensor) for tensor in tensor_names(value)})
+        return decode_tree(value, {tensor: read_tensor(source, tensor) for tensor in tensor_names(value)})
 
 
 def named_state(manifest: Manifest) -> NamedState:

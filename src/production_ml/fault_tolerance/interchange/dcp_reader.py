@@ -21,13 +21,13 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from production_ml.core.errors import InputFileError
-from production_ml.fault_tolerance.checkpoint_format.boxes import Box
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.interchange.dcp_names import NamedState, named_state
 from production_ml.fault_tolerance.interchange.dcp_place import checked_step, named_step, place
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
+from production_ml.fault_tolerance.interchange.tensor_source import read_box
 
 
 class VerifiedStorageReader(StorageReader):
@@ -99,7 +99,7 @@ class VerifiedStorageReader(StorageReader):
             found = [
                 None
                 if item.type == LoadItemType.BYTE_IO
-                else source.box(named.tensors[item.storage_index.fqn], _box(item))
+                else read_box(source, named.tensors[item.storage_index.fqn], *_box(item))
                 for item in plan.items
             ]
             objects = {
@@ -148,8 +148,8 @@ def _tensor_metadata(entry: TensorEntry) -> TensorStorageMetadata:
     return TensorStorageMetadata(TensorProperties(dtype=DTYPES[entry.dtype]), torch.Size(entry.shape), chunks)
 
 
-def _box(item: ReadItem) -> Box:
-    """The part of the whole tensor that is wanted: DCP counts from the beginning of the stored chunk."""
+def _box(item: ReadItem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offsets and shape of what is wanted: DCP counts from the beginning of the stored chunk."""
     begin = item.storage_index.offset or torch.Size([0] * len(item.storage_offsets))
     offsets = tuple(first + more for first, more in zip(begin, item.storage_offsets, strict=True))
-    return Box(offsets, tuple(item.lengths))
+    return offsets, tuple(item.lengths)

@@ -27,7 +27,7 @@ from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_format.state_tree import encode_tree
 from production_ml.fault_tolerance.interchange.dcp_names import values_of
 from production_ml.fault_tolerance.interchange.dcp_place import checked_step, named_step, place
-from production_ml.fault_tolerance.interchange.shards import ShardContent
+from production_ml.fault_tolerance.interchange.shards import ShardBoxes
 from production_ml.fault_tolerance.saving.order import write_error
 from production_ml.fault_tolerance.saving.parts import Part, merge_parts
 
@@ -45,7 +45,7 @@ class _Draft:
 class _Written:
     """What one rank tells the coordinator."""
 
-    parts: list[Part]
+    part: Part
     objects: dict[str, Any]
     """By DCP's name: what is no tensor, in JSON."""
 
@@ -138,14 +138,14 @@ class VerifiedStorageWriter(StorageWriter):
     def _write_shard(self, plan: SavePlan, planner: SavePlanner) -> _Written:
         draft: _Draft = plan.storage_data
         written = self._written_to(draft)
-        content, objects = ShardContent(), dict[str, Any]()
+        content, objects = ShardBoxes(), dict[str, Any]()
         for item in plan.items:
             if item.type == WriteItemType.BYTE_IO:
                 objects[item.index.fqn] = _add_object(item, planner, content)
             else:
                 _add_tensor(item, planner, content)
         try:
-            return _Written(content.write(written, draft.number) if content.holdings else [], objects)
+            return _Written(content.write(written, draft.number) if content.holdings else Part({}, {}), objects)
         except OSError as problem:
             raise self._write_error(problem) from problem
 
@@ -160,7 +160,7 @@ class VerifiedStorageWriter(StorageWriter):
         step, begun = self._known_step(), self._begun
         if begun is None or self._abandon is None:
             raise CheckpointWriteError(f"The checkpoint of step {step} was not begun.", cure="Save it with dcp.save.")
-        whole = merge_parts([part for rank in ranks for part in rank.parts])
+        whole = merge_parts([rank.part for rank in ranks])
         manifest = Manifest(
             step=step,
             save_id=begun.save_id,
@@ -222,7 +222,7 @@ def _abandon(directory: CheckpointDirectory, written: Path, lock: SaveLock) -> N
     lock.release()
 
 
-def _add_tensor(item: WriteItem, planner: SavePlanner, content: ShardContent) -> None:
+def _add_tensor(item: WriteItem, planner: SavePlanner, content: ShardBoxes) -> None:
     described = item.tensor_data
     data = planner.resolve_data(item)
     if described is None or not isinstance(data, torch.Tensor):
@@ -230,7 +230,7 @@ def _add_tensor(item: WriteItem, planner: SavePlanner, content: ShardContent) ->
     content.add(item.index.fqn, data, offsets=tuple(described.chunk.offsets), shape=tuple(described.size))
 
 
-def _add_object(item: WriteItem, planner: SavePlanner, content: ShardContent) -> Any:
+def _add_object(item: WriteItem, planner: SavePlanner, content: ShardBoxes) -> Any:
     """The JSON form of what is no tensor; tensors in it go into the shard."""
     fqn, tensors = item.index.fqn, dict[str, torch.Tensor]()
     encoded = encode_tree(_object(item, planner), fqn, tensors)

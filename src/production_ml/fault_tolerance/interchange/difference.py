@@ -11,6 +11,7 @@ import torch
 
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
+from production_ml.fault_tolerance.interchange.tensor_source import read_tensor
 
 Kind: TypeAlias = Literal["only in A", "only in B", "shape", "dtype", "values"]
 
@@ -84,7 +85,7 @@ def _compare_tensor(a: CheckpointSource, b: CheckpointSource, name: str) -> Tens
         return TensorDifference(name=name, kind=kind, a=_described(in_a), b=_described(in_b))
     if _hashes(in_a) == _hashes(in_b):
         return None
-    return _compare_elements(name, in_a, a.tensor(name), b.tensor(name))
+    return _compare_elements(name, in_a, read_tensor(a, name), read_tensor(b, name))
 
 
 def _compare_elements(name: str, entry: TensorEntry, a: torch.Tensor, b: torch.Tensor) -> TensorDifference | None:
@@ -115,7 +116,7 @@ def _greatest(a: torch.Tensor, b: torch.Tensor) -> float | None:
 
 def _hashes(entry: TensorEntry) -> list[Any]:
     """Equal for tensors with equal bytes that were cut alike."""
-    return sorted((chunk.offsets, chunk.shape, chunk.hash) for chunk in entry.chunks)
+    return sorted((chunk.offsets, chunk.shape, chunk.hashes) for chunk in entry.chunks)
 
 
 def _described(entry: TensorEntry | None) -> str:
@@ -123,7 +124,8 @@ def _described(entry: TensorEntry | None) -> str:
 
 
 def _values(manifest: Manifest) -> Any:
-    return manifest.values
+    by_rank = {f"rank {rank}": value for rank, value in enumerate(manifest.rank_values)}
+    return {**manifest.values, **by_rank}
 
 
 def _unequal(a: Any, b: Any, path: str = "") -> Iterator[str]:

@@ -11,9 +11,9 @@ from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.interchange.builder import CheckpointBuilder
-from production_ml.fault_tolerance.interchange.consolidated import read_safetensors
 from production_ml.fault_tolerance.interchange.dcp_directory import DcpDirectory
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState
+from production_ml.fault_tolerance.interchange.safetensors_file import read_safetensors
 from production_ml.fault_tolerance.interchange.torch_file import read_torch_file
 
 FORMATS: Final = ("safetensors", "dcp", "torch")

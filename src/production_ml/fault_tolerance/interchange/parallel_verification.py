@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +9,10 @@ from threading import Event
 from typing import Final
 
 from production_ml.core.errors import DamagedCheckpointError
+from production_ml.fault_tolerance.checkpoint_format.blocks import block_range
+from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.checkpoint_format.manifest import DTYPE_BYTES, ChunkEntry, FileEntry, Manifest
+from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry, Manifest
 from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage, chunks_by_file
 
@@ -75,23 +76,26 @@ def _verify_file(
     stopped: Event,
 ) -> list[Damage]:
     found: list[Damage] = []
-    seen: set[str] = set()
+    sound: set[str] = set()
     try:
         with _reader(directory, manifest.step, file, manifest.files[file]) as reader:
             for name, dtype, chunk in chunks:
-                if stopped.is_set():
-                    break
                 try:
-                    reader.verify(name, dtype, chunk)
+                    located = reader.locate(name, dtype, chunk)
+                    # Tied tensors share their bytes: where these are sound, they are read once.
+                    for index in range(len(located.hashes) if chunk.key not in sound else 0):
+                        if stopped.is_set():
+                            return found
+                        begin, end = block_range(located.size_bytes, index)
+                        on_bytes(end - begin)
+                        reader.verify_block(located, index)
+                    sound.add(chunk.key)
                 except DamagedCheckpointError as error:
                     found.append(Damage.of(error))
-                if chunk.key not in seen:
-                    seen.add(chunk.key)
-                    on_bytes(math.prod(chunk.shape) * DTYPE_BYTES[dtype])
     except DamagedCheckpointError as error:
         found.append(Damage.of(error))
     return found
 
 
 def _reader(directory: CheckpointDirectory, step: int, file: str, entry: FileEntry) -> ShardReader:
-    return ShardReader(directory.committed(step) / file, entry, step=step)
+    return ShardReader(FileSource(directory.committed(step) / file, step=step), entry, step=step)

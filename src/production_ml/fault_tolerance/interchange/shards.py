@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
-from production_ml.fault_tolerance.checkpoint_format.shard_file import dtype_name, write_shard
+from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BYTES
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import dtype_name
+from production_ml.fault_tolerance.saving.order import Holding, ShardContents
 from production_ml.fault_tolerance.saving.parts import Part, describe_part, shard_name
-from production_ml.fault_tolerance.saving.shard_plan import Holding
+from production_ml.fault_tolerance.saving.shard_writer import write_shard
 
 
 @dataclass(slots=True)
-class ShardContent:
-    """What goes into one shard: boxes of tensors, in CPU memory until they are written."""
+class ShardBoxes:
+    """What goes into one shard."""
 
     holdings: list[Holding] = field(default_factory=list)
     data: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -34,18 +36,26 @@ class ShardContent:
             CheckpointWriteError: A checkpoint cannot hold it.
         """
         dtype = dtype_name(name, data)
-        local = data.detach().to("cpu").contiguous()
-        box = whole(shape) if offsets is None else Box(offsets, tuple(local.shape))
-        key = name if box == whole(shape) else f"{name}@{','.join(map(str, box.offsets))}"
-        self.holdings.append(Holding(name, key, dtype, shape, box))
-        self.data[key] = local
-        self.size_bytes += local.nbytes
+        begin = (0,) * len(shape) if offsets is None else offsets
+        box_shape = tuple(data.shape)
+        key = name if box_shape == shape else f"{name}@{','.join(map(str, begin))}"
+        self.holdings.append(Holding(name, key, dtype, shape, begin, box_shape))
+        self.data[key] = data.detach()
+        self.size_bytes += data.nbytes
 
-    def write(self, directory: Path, number: int) -> list[Part]:
-        """Write all of it durably as the shard of that number; gives a part for each box.
+    def write(self, directory: Path, number: int) -> Part:
+        """Write all of it durably as the shard of that number.
 
         Raises:
             OSError: The file system does not take it.
         """
-        file, hashes = write_shard(directory / shard_name(number), self.data)
-        return [describe_part(number, [held], file, hashes) for held in self.holdings]
+        layout = ShardContents.of(tuple(self.holdings)).layout
+        # Of whole pages, as direct I/O wants it.
+        image = mmap.mmap(-1, -(-layout.size_bytes // PAGE_BYTES) * PAGE_BYTES)
+        memory = torch.frombuffer(image, dtype=torch.uint8)
+        for key, data in self.data.items():
+            extent = layout.extents[key]
+            if extent.size_bytes:
+                memory[extent.begin : extent.end].view(data.dtype).view(data.shape).copy_(data)
+        file, hashes = write_shard(directory / shard_name(number), memoryview(image), layout)
+        return describe_part(number, self.holdings, file, hashes)

@@ -1,18 +1,23 @@
-"""One checkpoint as a source of whole tensors, whatever world size wrote it: each is verified before anyone sees it."""
+"""One checkpoint as a source of whole tensors, whatever world size wrote it, each verified first. No torch here."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any, TypeAlias
 
-import torch
+import numpy as np
 
-from production_ml.fault_tolerance.checkpoint_format.boxes import Box, intersection, whole
+from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.element_types import ELEMENT_BYTES
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry
 from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES, ShardReader
+from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
+
+Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+"""Elements as their bytes: the last dimension is one element."""
 
 
 class CheckpointSource:
@@ -35,11 +40,11 @@ class CheckpointSource:
     ) -> None:
         self.path = directory.committed(step)
         self._on_bytes = on_bytes
+        self._readers: dict[str, ShardReader] = {}
         with contextlib.ExitStack() as opened:
             opened.enter_context(read_lease(self.path))
             self.manifest = directory.manifest(step)
             self._open = opened.pop_all()
-        self._readers: dict[str, ShardReader] = {}
 
     def __enter__(self) -> CheckpointSource:
         return self
@@ -49,48 +54,63 @@ class CheckpointSource:
     ) -> None:
         self._open.close()
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The whole tensor, put together from its boxes, as a new CPU tensor.
+    def whole(self, name: str) -> Bytes:
+        """A tensor, put together from its boxes: `[*shape, bytes of an element]`.
 
         Raises:
             DamagedCheckpointError: It is not what was written.
         """
-        return self.box(name, whole(self.manifest.tensors[name].shape))
+        shape = self.manifest.tensors[name].shape
+        return self.box(name, (0,) * len(shape), shape)
 
-    def box(self, name: str, box: Box) -> torch.Tensor:
-        """A part of a tensor, as a new contiguous CPU tensor.
+    def box(self, name: str, offsets: Sequence[int], shape: Sequence[int]) -> Bytes:
+        """A part of a tensor: `offsets[d] ≤ index < offsets[d] + shape[d]` in every dimension d.
 
         Raises:
             DamagedCheckpointError: It is not what was written.
         """
         entry = self.manifest.tensors[name]
-        found = torch.empty(box.shape, dtype=DTYPES[entry.dtype])
+        found = np.empty((*shape, ELEMENT_BYTES[entry.dtype]), np.uint8)
         for chunk in entry.chunks:
-            self._fill(name, entry.dtype, chunk, box, found)
+            self._fill(name, entry.dtype, chunk, offsets, found)
         self._on_bytes(found.nbytes)
         return found
 
-    def chunk(self, name: str, chunk: ChunkEntry) -> torch.Tensor:
-        """One box as it was written.
-
-        Raises:
-            DamagedCheckpointError: It is not what was written.
-        """
-        return self._reader(chunk.file).read(name, self.manifest.tensors[name].dtype, chunk)
-
-    def _fill(self, name: str, dtype: str, chunk: ChunkEntry, box: Box, found: torch.Tensor) -> None:
-        held = Box(chunk.offsets, chunk.shape)
-        common = intersection(box, held)
+    def _fill(self, name: str, dtype: str, chunk: ChunkEntry, offsets: Sequence[int], found: Bytes) -> None:
+        common = _overlap(offsets, found.shape[:-1], chunk.offsets, chunk.shape)
         if common is None:
             return
-        target = found[common.slices_within(box)]
-        if common == held and target.is_contiguous():
-            self._reader(chunk.file).read_into(name, dtype, chunk, target)
-        else:
-            target.copy_(self.chunk(name, chunk)[common.slices_within(held)])
+        begin, end = common
+        target = found[_slices(begin, end, offsets)]
+        if target.shape[:-1] == chunk.shape and target.flags.c_contiguous:
+            self._read(name, dtype, chunk, target)
+            return
+        held = np.empty((*chunk.shape, found.shape[-1]), np.uint8)
+        self._read(name, dtype, chunk, held)
+        target[...] = held[_slices(begin, end, chunk.offsets)]
+
+    def _read(self, name: str, dtype: str, chunk: ChunkEntry, out: Bytes) -> None:
+        self._reader(chunk.file).read_into(name, dtype, chunk, out.reshape(-1).data)
 
     def _reader(self, file: str) -> ShardReader:
         if file not in self._readers:
-            reader = ShardReader(self.path / file, self.manifest.files[file], step=self.manifest.step)
+            source = FileSource(self.path / file, step=self.manifest.step)
+            reader = ShardReader(source, self.manifest.files[file], step=self.manifest.step)
             self._readers[file] = self._open.enter_context(reader)
         return self._readers[file]
+
+
+def _overlap(
+    offsets: Sequence[int], shape: Sequence[int], other_offsets: Sequence[int], other_shape: Sequence[int]
+) -> tuple[list[int], list[int]] | None:
+    """Begin and end of what two boxes have in common; None where that is nothing."""
+    begin = [max(one, other) for one, other in zip(offsets, other_offsets, strict=True)]
+    end = [
+        min(one + size, other + other_size)
+        for one, size, other, other_size in zip(offsets, shape, other_offsets, other_shape, strict=True)
+    ]
+    return None if any(stop <= start for start, stop in zip(begin, end, strict=True)) else (begin, end)
+
+
+def _slices(begin: Sequence[int], end: Sequence[int], base: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(start - first, stop - first) for start, stop, first in zip(begin, end, base, strict=True))

@@ -17,7 +17,7 @@ import torch
 
 from production_ml.core.errors import InputFileError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES, as_bytes
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.interchange.consolidated import Exported
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
 from production_ml.fault_tolerance.interchange.output import durable_file, write_all
@@ -85,10 +85,10 @@ def _in_file(source: CheckpointSource, scratch: IO[bytes]) -> dict[str, torch.Te
     for name, entry in source.manifest.tensors.items():
         identity = tuple((chunk.file, chunk.key) for chunk in entry.chunks)
         if identity not in known:
-            data = as_bytes(source.tensor(name))
-            write_all(raw, data)
-            known[identity] = (end, len(data))
-            end += len(data)
+            data = source.whole(name).reshape(-1)
+            write_all(raw, data.data)
+            known[identity] = (end, data.nbytes)
+            end += data.nbytes
         places[name] = known[identity]
     mapped = memoryview(mmap.mmap(scratch.fileno(), end, access=mmap.ACCESS_COPY)) if end else memoryview(bytearray())
     storages = {place: _bytes_at(mapped, *place) for place in set(places.values())}

@@ -11,8 +11,8 @@ import torch
 
 from production_ml.core.structured_logging import json_safe
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.interchange.optimizer_forms import by_name, by_number
 
 ORIGIN: Final = "production_ml"

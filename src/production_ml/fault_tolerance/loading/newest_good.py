@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from production_ml.core.errors import CheckpointError, DamagedCheckpointError
 from production_ml.fault_tolerance.agreement import gather_json
+from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.save_lock import is_surely_held
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.answers import answer, found_damage, raise_problems
+from production_ml.fault_tolerance.loading.copying_threads import copying_threads
 from production_ml.fault_tolerance.loading.reading import read_boxes
+from production_ml.fault_tolerance.saving.patience import Patience
+
+_LOG: Final = logging.getLogger(__name__)
+_SAVES_UNDER_WAY_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,8 @@ def search(
         CheckpointMismatchError: The newest good one does not fit, on this rank or another.
         CheckpointError: The system refuses to read it.
     """
+    if rank == 0:
+        _await_saves_under_way(directory)
     damaged: dict[int, list[Damage]] = {}
     gone: set[int] = set()
     # Listed anew each time: a training that runs beside this process commits, replaces and prunes.
@@ -83,12 +93,27 @@ def apply_on_all(found: Verified) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     problem: Exception | None = None
     try:
-        extras = found.restoration.apply(found.tensors)
+        with copying_threads():
+            extras = found.restoration.apply(found.tensors)
     except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
         problem = error
     answers = gather_json(answer(problem), call=f"load_latest of step {found.manifest.step}, verified")
     raise_problems(problem, answers)
     return extras
+
+
+def _await_saves_under_way(directory: CheckpointDirectory) -> None:
+    """Let the writers of workers that died finish: what they write is newer than all that is committed.
+
+    They do not wait long for ranks that died too. Who trains in the same directory at the same time does not hold this
+    up for ever either: only saves that are under way now are waited for.
+    """
+    under_way = directory.saves_under_way()
+    patience = Patience(_SAVES_UNDER_WAY_SECONDS)
+    while any(is_surely_held(path) for path in under_way):
+        if not patience.pause():
+            _LOG.warning("%s: another process has been saving there for a minute; it is not waited for", directory.path)
+            return
 
 
 def _steps(directory: CheckpointDirectory, *, rank: int) -> list[int]:
@@ -127,7 +152,11 @@ def _try(
         manifest = directory.manifest(step)
         restoration = plan(manifest)
         path = directory.committed(step)
-        tensors = read_boxes(path, manifest, restoration.boxes, rank=rank, world_size=world_size)
+
+        def open_source(file: str) -> FileSource:
+            return FileSource(path / file, step=step)
+
+        tensors = read_boxes(open_source, manifest, restoration.boxes, rank=rank, world_size=world_size)
         return _Tried(Verified(manifest, restoration, tensors))
     except DamagedCheckpointError as problem:
         return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)

@@ -1,18 +1,17 @@
 """The commit: every rank's shard and part durable, then rank 0's manifest, then the name. Files alone carry the news.
 
-Nothing here talks over the process group: it belongs to the training, and collectives of a background thread would
-interleave with the training's own.
+Nothing here talks over the process group: it belongs to the training, which may be in another process, or dead.
 """
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Final
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.manifest import MANIFEST_FILE, Manifest, read_save_id
-from production_ml.fault_tolerance.checkpoint_format.shard_file import write_shard
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
 from production_ml.fault_tolerance.saving.parts import (
     Part,
@@ -26,13 +25,19 @@ from production_ml.fault_tolerance.saving.parts import (
     write_part,
 )
 from production_ml.fault_tolerance.saving.patience import Patience
+from production_ml.fault_tolerance.saving.shard_writer import write_shard
 
 _LISTING_LAG_SECONDS: Final = 60.0
 """Over NFS the old name may be seen to go long before the new one is seen to come. Only a failed save waits for it."""
 
 
-def carry_out(order: SaveOrder, patience: Patience) -> Manifest | None:
+def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest | None:
     """Write this rank's share of a checkpoint and stay until it is committed.
+
+    Args:
+        order: What to write.
+        image: The memory of this rank's shard, laid out as the order says.
+        patience: How long to wait for other ranks.
 
     Returns:
         The manifest on rank 0, None on the others.
@@ -42,17 +47,26 @@ def carry_out(order: SaveOrder, patience: Patience) -> Manifest | None:
     """
     try:
         if order.rank == 0:
-            return _lead(order, patience)
-        _follow(order, patience)
+            return _lead(order, image, patience)
+        _follow(order, image, patience)
     except OSError as problem:
         what = f"The checkpoint of step {order.step} could not be written to {order.directory.path}"
         raise write_error(what, problem) from problem
     return None
 
 
-def _lead(order: SaveOrder, patience: Patience) -> Manifest:
+def give_up(order: SaveOrder, problem: str) -> None:
+    """There will be no such checkpoint, for this rank's share will not come; tell the other ranks."""
+    with contextlib.suppress(OSError):
+        if order.rank == 0:
+            order.directory.abandon(order.written)
+        else:
+            write_failure(order.written, order.rank, problem)
+
+
+def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
     try:
-        whole = merge_parts([_write_shard(order), *_await_parts(order, patience)])
+        whole = merge_parts([_write_shard(order, image), *_await_parts(order, patience)])
         for rank in range(1, order.world_size):
             (order.written / part_name(rank)).unlink()
         manifest = Manifest(
@@ -62,6 +76,7 @@ def _lead(order: SaveOrder, patience: Patience) -> Manifest:
             world_size=order.world_size,
             metrics=order.metrics,
             values=order.values,
+            rank_values=whole.rank_values,
             files=whole.files,
             tensors=whole.tensors,
         )
@@ -73,9 +88,9 @@ def _lead(order: SaveOrder, patience: Patience) -> Manifest:
     return manifest
 
 
-def _follow(order: SaveOrder, patience: Patience) -> None:
+def _follow(order: SaveOrder, image: memoryview, patience: Patience) -> None:
     try:
-        write_part(order.written, order.rank, _write_shard(order))
+        write_part(order.written, order.rank, _write_shard(order, image))
     except BaseException as problem:
         # The shard goes first: on a full disk it makes the room for the few bytes that tell rank 0.
         with contextlib.suppress(OSError):
@@ -86,11 +101,12 @@ def _follow(order: SaveOrder, patience: Patience) -> None:
     _await_commit(order, patience)
 
 
-def _write_shard(order: SaveOrder) -> Part:
-    if not order.staged:
-        return Part({}, {})
-    file, hashes = write_shard(order.written / shard_name(order.rank), order.staged)
-    return describe_part(order.rank, order.holdings, file, hashes)
+def _write_shard(order: SaveOrder, image: memoryview) -> Part:
+    rank_values = () if order.rank_values is None else (order.rank_values,)
+    if not order.contents.holdings:
+        return Part({}, {}, rank_values)
+    file, hashes = write_shard(order.written / shard_name(order.rank), image, order.contents.layout)
+    return replace(describe_part(order.rank, order.contents.holdings, file, hashes), rank_values=rank_values)
 
 
 def _await_parts(order: SaveOrder, patience: Patience) -> list[Part]:

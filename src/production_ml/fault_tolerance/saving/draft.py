@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,8 @@ from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
 from production_ml.fault_tolerance.saving.save_in_flight import report_failure
-from production_ml.fault_tolerance.saving.shard_plan import fingerprint, plan_shard
-from production_ml.fault_tolerance.saving.staging import StagingMemory
+from production_ml.fault_tolerance.saving.shard_plan import ShardPlan, ShardPlanner
+from production_ml.fault_tolerance.saving.staging import Staging, Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class SaveDraft:
     """What one rank has ready."""
 
     order: SaveOrder
+    transfer: Transfer
     lock: SaveLock | None
     """Rank 0's, on the directory that it made."""
     fingerprint: str
@@ -53,48 +54,82 @@ class SaveDraft:
             self.lock.release()
 
 
-def draft_save(
-    directory: CheckpointDirectory, memory: StagingMemory, inputs: SaveInputs, *, rank: int, world_size: int
-) -> SaveDraft:
-    """Copy this rank's state, and on rank 0 make the directory that all ranks will write to.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drafting:
+    """What drafts are made with; it is kept from save to save."""
 
-    Raises:
-        CheckpointWriteError: Something cannot be saved, or the directory cannot be made.
-        ConfigError: A step or metric is not a number, or an extra has a name that is taken.
-    """
-    step, metrics = parse_step(inputs.step), parse_metrics(inputs.metrics)
-    try:
-        captured = capture(inputs.model, inputs.optimizer, inputs.extra)
-        plan = plan_shard(captured.tensors, rank=rank)
+    directory: CheckpointDirectory
+    planner: ShardPlanner
+    staging: Staging
+    rank: int
+    world_size: int
+
+    def plan(self, inputs: SaveInputs) -> ShardPlan:
+        """What this rank would write.
+
+        Raises:
+            CheckpointWriteError: Something cannot be saved.
+        """
+        return self.planner.plan(capture(inputs.model, inputs.optimizer, inputs.extra).tensors)
+
+    def prepare(self, plan: ShardPlan) -> None:
+        """Have the memory for a plan ready before it is needed.
+
+        Raises:
+            OSError: The memory for it is not there.
+        """
+        if plan.contents.holdings:
+            self.staging.reserve(plan.contents, for_devices=any(data.is_cuda for data in plan.data.values()))
+
+    def draft(self, inputs: SaveInputs, deferrable: Collection[int]) -> SaveDraft:
+        """Plan this rank's share, copy what must be copied now, and on rank 0 make the directory for all ranks.
+
+        Args:
+            inputs: What to save.
+            deferrable: The `id`s of the tensors that may be copied later.
+
+        Raises:
+            CheckpointWriteError: Something cannot be saved, or the directory cannot be made.
+            ConfigError: A step or metric is not a number, or an extra has a name that is taken.
+        """
+        step, metrics = parse_step(inputs.step), parse_metrics(inputs.metrics)
+        lock: SaveLock | None = None
         save_id = secrets.token_hex(8)
-        lock = directory.begin(step, save_id) if rank == 0 else None
-    except OSError as problem:
-        error = write_error(f"The checkpoint of step {step} could not be written to {directory.path}", problem)
-        report_failure(step, error)
-        raise error from problem
-    except CheckpointWriteError as error:
-        report_failure(step, error)
-        raise
-    order = SaveOrder(
-        directory=directory,
-        step=step,
-        save_id=save_id,
-        rank=rank,
-        world_size=world_size,
-        metrics=metrics,
-        values=captured.values if rank == 0 else None,
-        holdings=plan.holdings,
-        staged={},
-    )
-    draft = SaveDraft(order, lock, fingerprint(captured.tensors) if world_size > 1 else "")
-    try:
-        return replace(draft, order=replace(order, staged=memory.stage(plan.data)))
-    except BaseException:
-        draft.abandon()
-        raise
+        try:
+            captured = capture(inputs.model, inputs.optimizer, inputs.extra)
+            plan = self.planner.plan(captured.tensors)
+            lock = self.directory.begin(step, save_id) if self.rank == 0 else None
+            transfer = self.staging.begin(plan, deferrable)
+        except BaseException as problem:
+            if lock is not None:
+                with contextlib.suppress(OSError):
+                    self.directory.abandon(self.directory.incomplete(step, save_id))
+                lock.release()
+            raise self._told(step, problem) from problem
+        order = SaveOrder(
+            directory=self.directory,
+            step=step,
+            save_id=save_id,
+            rank=self.rank,
+            world_size=self.world_size,
+            metrics=metrics,
+            values=captured.values if self.rank == 0 else None,
+            rank_values=None,
+            contents=plan.contents,
+        )
+        return SaveDraft(order, transfer, lock, plan.fingerprint)
+
+    def _told(self, step: int, problem: BaseException) -> BaseException:
+        """The error to raise; those that mean that there is no checkpoint are in the log too."""
+        if isinstance(problem, OSError):
+            what = f"The checkpoint of step {step} could not be written to {self.directory.path}"
+            problem = write_error(what, problem)
+        if isinstance(problem, CheckpointWriteError):
+            report_failure(step, problem)
+        return problem
 
 
-def agree(draft: SaveDraft | None, problem: Exception | None) -> SaveOrder:
+def agree(draft: SaveDraft | None, problem: Exception | None) -> SaveDraft:
     """Hear from all ranks whether this save can begin; either all go on or all raise.
 
     Raises:
@@ -117,11 +152,11 @@ def _answer(draft: SaveDraft | None, problem: Exception | None) -> dict[str, Any
     return {"step": draft.order.step, "save_id": draft.order.save_id, "fingerprint": draft.fingerprint}
 
 
-def _agreed(draft: SaveDraft | None, problem: Exception | None, answers: list[dict[str, Any]]) -> SaveOrder:
+def _agreed(draft: SaveDraft | None, problem: Exception | None, answers: list[dict[str, Any]]) -> SaveDraft:
     refusal = _refusal(answers)
     if problem is not None or refusal or draft is None:
         raise problem or CheckpointWriteError(refusal, meaning=UNCHANGED)
-    return replace(draft.order, save_id=answers[0]["save_id"])
+    return replace(draft, order=replace(draft.order, save_id=answers[0]["save_id"]))
 
 
 def _refusal(answers: list[dict[str, Any]]) -> str:

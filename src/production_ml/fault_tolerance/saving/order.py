@@ -1,18 +1,16 @@
-"""A save that all ranks have agreed to: all that the background work needs, and nothing that training still changes."""
+"""A save that all ranks have agreed to, as plain data: it goes to the process that writes. No torch here."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import torch
+from typing import Any, Final, NamedTuple
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.saving.shard_plan import Holding
+from production_ml.fault_tolerance.checkpoint_format.shard_layout import ShardLayout, lay_out
 
 UNCHANGED: Final = "Training can go on; the newest committed checkpoint is unchanged."
 _CURES: Final[Mapping[int, str]] = {
@@ -28,6 +26,48 @@ _CURES: Final[Mapping[int, str]] = {
 }
 
 
+class Holding(NamedTuple):
+    """A tensor's box that this rank writes."""
+
+    name: str
+    key: str
+    """The name under which the bytes are in the shard: that of the first tensor that shares this memory."""
+    dtype: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offsets: tuple[int, ...]
+    """Where the box begins in the whole tensor."""
+    box_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardContents:
+    """What one rank's shard holds, and where; the same object as long as the layout stands."""
+
+    holdings: tuple[Holding, ...]
+    layout: ShardLayout
+
+    @classmethod
+    def of(cls, holdings: tuple[Holding, ...]) -> ShardContents:
+        """Lay the boxes out; those that share memory are there once."""
+        boxes = {held.key: (held.key, held.dtype, held.box_shape) for held in holdings}
+        return cls(holdings, lay_out(boxes.values()))
+
+    def to_json(self) -> list[Any]:
+        """As JSON, from which `from_json` lays out the same shard."""
+        return list(self.holdings)
+
+    @classmethod
+    def from_json(cls, encoded: list[Any]) -> ShardContents:
+        """What `to_json` was asked of."""
+        return cls.of(
+            tuple(
+                Holding(name, key, dtype, tuple(shape), tuple(offsets), tuple(box_shape))
+                for name, key, dtype, shape, offsets, box_shape in encoded
+            )
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveOrder:
     """What one rank writes for one checkpoint."""
@@ -41,9 +81,9 @@ class SaveOrder:
     """Rank 0's; the others' are not written."""
     values: Any
     """Rank 0's, in JSON."""
-    holdings: Sequence[Holding]
-    staged: Mapping[str, torch.Tensor]
-    """By key: contiguous CPU copies that stay as they are until the save has ended."""
+    rank_values: Any
+    """This rank's own, in JSON; None where there is nothing that differs by rank."""
+    contents: ShardContents
 
     @property
     def written(self) -> Path:
@@ -55,4 +95,6 @@ def write_error(what: str, problem: OSError, *, meaning: str = UNCHANGED) -> Che
     """The error for a file system that does not take a checkpoint; `what` was tried."""
     reason = problem.strerror or str(problem)
     cure = _CURES.get(problem.errno or 0, "Check the file system; the next save tries again.")
-    return CheckpointWriteError(f"{what}: {reason}.", meaning=meaning, cure=cure)
+    error = CheckpointWriteError(f"{what}: {reason}.", meaning=meaning, cure=cure)
+    error.errno = problem.errno
+    return error

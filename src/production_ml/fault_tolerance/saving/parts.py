@@ -19,8 +19,7 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     tensor_entry,
     tensor_json,
 )
-from production_ml.fault_tolerance.saving.order import UNCHANGED
-from production_ml.fault_tolerance.saving.shard_plan import Holding
+from production_ml.fault_tolerance.saving.order import UNCHANGED, Holding
 from production_ml.storage.durable import replace_durably
 
 
@@ -30,7 +29,9 @@ class Part:
 
     files: Mapping[str, FileEntry]
     tensors: Mapping[str, TensorEntry]
-    """Each with this rank's chunk alone."""
+    """Each with this rank's chunks alone."""
+    rank_values: tuple[Any, ...] = ()
+    """This rank's state that differs by rank, or all ranks'; empty where there is none."""
 
 
 def shard_name(rank: int) -> str:
@@ -43,18 +44,16 @@ def part_name(rank: int) -> str:
     return f"rank-{rank:05d}.part.json"
 
 
-def describe_part(rank: int, holdings: Sequence[Holding], file: FileEntry, hashes: Mapping[str, str]) -> Part:
+def describe_part(
+    rank: int, holdings: Sequence[Holding], file: FileEntry, hashes: Mapping[str, tuple[str, ...]]
+) -> Part:
     """The part of a rank that wrote `holdings` to its shard."""
-    tensors, name = {}, shard_name(rank)
+    tensors: dict[str, TensorEntry] = {}
+    name = shard_name(rank)
     for held in holdings:
-        chunk = ChunkEntry(
-            file=name,
-            key=held.key,
-            offsets=held.box.offsets,
-            shape=held.box.shape,
-            hash=hashes[held.key],
-        )
-        tensors[held.name] = TensorEntry(dtype=held.dtype, shape=held.shape, chunks=(chunk,))
+        chunk = ChunkEntry(file=name, key=held.key, offsets=held.offsets, shape=held.box_shape, hashes=hashes[held.key])
+        before = tensors[held.name].chunks if held.name in tensors else ()
+        tensors[held.name] = TensorEntry(dtype=held.dtype, shape=held.shape, chunks=(*before, chunk))
     return Part({name: file}, tensors)
 
 
@@ -93,7 +92,8 @@ def _read(directory: Path, rank: int) -> Part:
     if "problem" in document:
         raise CheckpointWriteError(f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED)
     files = {name: file_entry(entry) for name, entry in document["files"].items()}
-    return Part(files, {name: tensor_entry(entry) for name, entry in document["tensors"].items()})
+    tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
+    return Part(files, tensors, tuple(document["rank_values"]))
 
 
 def merge_parts(parts: Sequence[Part]) -> Part:
@@ -121,13 +121,15 @@ def merge_parts(parts: Sequence[Part]) -> Part:
             raise CheckpointWriteError(
                 f"tensor {name!r} is not whole: some rank did not write its part of it.", meaning=UNCHANGED
             )
-    return Part(files, tensors)
+    rank_values = tuple(value for part in parts for value in part.rank_values)
+    return Part(files, tensors, rank_values if len(rank_values) == len(parts) else ())
 
 
 def _part_json(part: Part) -> dict[str, Any]:
     return {
         "files": {name: file_json(entry) for name, entry in part.files.items()},
         "tensors": {name: tensor_json(entry) for name, entry in part.tensors.items()},
+        "rank_values": part.rank_values,
     }
 
 

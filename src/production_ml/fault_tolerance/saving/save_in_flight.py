@@ -5,16 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import log_event
-from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
-from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
-from production_ml.fault_tolerance.saving.commit import carry_out
-from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder
-from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS, Patience
+from production_ml.fault_tolerance.saving.commit import give_up
+from production_ml.fault_tolerance.saving.image import ShardImage
+from production_ml.fault_tolerance.saving.order import UNCHANGED
+from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
+from production_ml.fault_tolerance.saving.writer.client import Writer
+
+if TYPE_CHECKING:
+    from production_ml.fault_tolerance.saving.draft import SaveDraft
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A checkpoint that this process has made, as rank 0 knows it."""
+
+    step: int
+    size_bytes: int
 
 
 class SaveInFlight:
@@ -23,50 +36,62 @@ class SaveInFlight:
     The thread is not a daemon: a script that ends without `close()` still gets its last checkpoint.
 
     Args:
-        order: What to write.
-        lock: Rank 0's claim on the unfinished directory; let go when the save has ended.
+        draft: What all ranks have agreed to.
+        image: Where it is copied to.
+        writer: Writes it.
         on_commit: Called on rank 0 after the commit, in the same thread.
     """
 
-    def __init__(self, order: SaveOrder, *, lock: SaveLock | None, on_commit: Callable[[Manifest], None]) -> None:
-        self._order = order
-        self._lock = lock
+    def __init__(
+        self, draft: SaveDraft, image: ShardImage, writer: Writer, on_commit: Callable[[Committed], None]
+    ) -> None:
+        self._draft = draft
+        self._image = image
+        self._writer = writer
         self._on_commit = on_commit
-        self._patience = Patience()
         self._thread: threading.Thread | None = None
         self.error: CheckpointWriteError | None = None
         """Why there is no checkpoint; None while it is under way, and after a commit."""
 
     def start(self) -> None:
         """Work in the background."""
-        self._thread = threading.Thread(target=self.run, name=f"checkpoint-step-{self._order.step}")
+        self._thread = threading.Thread(target=self.run, name=f"checkpoint-step-{self._draft.order.step}")
         self._thread.start()
 
     def run(self) -> None:
         """Work, and keep what came of it."""
-        manifest = None
+        order = self._draft.order
         try:
-            manifest = carry_out(self._order, self._patience)
+            size_bytes = self._carry_out()
         except CheckpointWriteError as error:
             self.error = error
         except Exception as problem:  # noqa: BLE001 - a thread has nobody to raise to: the next save() raises it
             self.error = CheckpointWriteError(
-                f"The checkpoint of step {self._order.step} failed: {problem!r}", meaning=UNCHANGED
+                f"The checkpoint of step {order.step} failed: {problem!r}", meaning=UNCHANGED
             )
             self.error.__cause__ = problem
-        finally:
-            if self._lock is not None:
-                self._lock.release()
         if self.error is not None:
-            report_failure(self._order.step, self.error)
-        elif manifest is not None:
-            self._follow_up(manifest)
+            report_failure(order.step, self.error)
+        elif order.rank == 0:
+            self._follow_up(Committed(order.step, size_bytes))
 
-    def _follow_up(self, manifest: Manifest) -> None:
+    def _carry_out(self) -> int:
+        order, lock = self._draft.order, self._draft.lock
         try:
-            self._on_commit(manifest)
+            self._draft.transfer.run()
+        except BaseException as problem:
+            give_up(order, str(problem))
+            if lock is not None:
+                lock.release()
+            raise
+        return self._writer.write(order, self._image, lock)
+
+    def _follow_up(self, committed: Committed) -> None:
+        try:
+            self._on_commit(committed)
         except Exception:  # noqa: BLE001 - the checkpoint is there: to call it failed would be wrong, whatever fails now
-            _LOG.exception("Step %d is committed, but what follows a commit (such as pruning) failed", manifest.step)
+            step = committed.step
+            _LOG.exception("Step %d is committed, but what follows a commit (such as pruning) failed", step)
 
     def join(self) -> None:
         """Return when the work has ended, well or not."""
@@ -75,7 +100,7 @@ class SaveInFlight:
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""
-        self._patience.leave_soon(within_seconds)
+        self._writer.leave_soon(within_seconds)
 
 
 def report_failure(step: int, error: Exception) -> None:

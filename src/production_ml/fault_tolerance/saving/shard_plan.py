@@ -19,74 +19,139 @@ from production_ml.fault_tolerance.checkpoint_format.boxes import (
     local_box,
     local_data,
 )
-from production_ml.fault_tolerance.checkpoint_format.shard_file import dtype_name
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import dtype_name
+from production_ml.fault_tolerance.saving.order import Holding, ShardContents
 from production_ml.storage.hashing import hash_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A tensor's box that this rank writes."""
-
-    name: str
-    key: str
-    """The name under which the bytes are in the shard: that of the first tensor that shares this memory."""
-    dtype: str
-    shape: tuple[int, ...]
-    """Of the whole tensor."""
-    box: Box
 
 
 @dataclass(slots=True)
 class ShardPlan:
     """What this rank writes."""
 
-    holdings: list[Holding]
+    contents: ShardContents
+    """The same object as in the plan before, where nothing has changed."""
     data: dict[str, torch.Tensor]
     """By key; still the training's own memory, on any device and in any stride."""
-
-
-def plan_shard(tensors: Mapping[str, torch.Tensor], *, rank: int) -> ShardPlan:
-    """Choose this rank's boxes. Plain tensors are the same on all ranks, and rank 0's are the ones that count.
-
-    Raises:
-        CheckpointWriteError: A tensor cannot be saved; the message names it.
-    """
-    plan = ShardPlan([], {})
-    keys: dict[Any, str] = {}
-    for name, tensor in tensors.items():
-        dtype = _check_writable(name, tensor)
-        if not _is_mine(tensor, rank):
-            continue
-        box, data = local_box(tensor), local_data(tensor)
-        key = name
-        if data.numel():
-            memory = (
-                data.data_ptr(),
-                data.device,
-                data.dtype,
-                data.shape,
-                data.stride(),
-                data.is_conj(),
-                data.is_neg(),
-            )
-            key = keys.setdefault(memory, name)
-        plan.holdings.append(Holding(name, key, dtype, tuple(tensor.shape), box))
-        plan.data.setdefault(key, data)
-    return plan
-
-
-def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    owners: dict[str, torch.Tensor]
+    """By key; the tensors themselves, as the training knows them."""
+    fingerprint: str
     """The same on all ranks that hold parts of the same model and optimizer."""
-    described = (
-        f"{name} {tensor.dtype} {tuple(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if not name.startswith("extra.") or isinstance(tensor, DTensor)
-    )
-    return hash_bytes("\n".join(described).encode())
 
 
-def _is_mine(tensor: torch.Tensor, rank: int) -> bool:
-    return is_first_replica(tensor) if isinstance(tensor, DTensor) else rank == 0
+@dataclass(slots=True)
+class _Known:
+    """What was found out about a tensor, and what it was true of."""
+
+    tensor: torch.Tensor
+    local: torch.Tensor
+    pointer: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: str
+    box: Box | None
+    """None where another rank writes it."""
+    data: torch.Tensor
+
+    def is_true_of(self, tensor: torch.Tensor) -> bool:
+        """Whether nothing has changed; asked of every tensor at every save, so it is brief."""
+        local = self.local
+        return (
+            self.tensor is tensor
+            and (tensor is local or tensor._local_tensor is local)  # type: ignore[attr-defined]
+            and self.pointer == local.data_ptr()
+            and self.shape == local.shape
+            and self.stride == local.stride()
+        )
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """The memory that the tensor stands for: tensors that share it are written once."""
+        flags = (self.local.is_conj(), self.local.is_neg())
+        return (self.pointer, self.local.device, self.local.dtype, self.shape, self.stride, flags)
+
+
+class ShardPlanner:
+    """Plans saves. What it has found out about a tensor it knows the next time: only what changed costs anything.
+
+    Args:
+        rank: This rank.
+    """
+
+    def __init__(self, *, rank: int) -> None:
+        self._rank = rank
+        self._known: dict[str, _Known] = {}
+        self._plan = ShardPlan(ShardContents.of(()), {}, {}, "")
+        self._shared: set[str] = set()
+        """The keys under which several names stand, and those names."""
+
+    def plan(self, tensors: Mapping[str, torch.Tensor]) -> ShardPlan:
+        """Choose this rank's boxes. Plain tensors are the same on all ranks, and rank 0's are the ones that count.
+
+        Raises:
+            CheckpointWriteError: A tensor cannot be saved; the message names it.
+        """
+        before = self._known
+        changed = [
+            name
+            for name, tensor in tensors.items()
+            if (known := before.get(name)) is None or not known.is_true_of(tensor)
+        ]
+        looked_at = {name: self._look_at(name, tensors[name]) for name in changed}
+        if len(before) == len(tensors) and all(self._is_alike(name, known) for name, known in looked_at.items()):
+            # New tensors in the places of old ones, as the state of a random generator is at each save.
+            before.update(looked_at)
+            for name, known in looked_at.items():
+                if known.box is not None:
+                    self._plan.data[name], self._plan.owners[name] = known.data, known.tensor
+            return self._plan
+        self._known = {name: looked_at.get(name) or before[name] for name in tensors}
+        self._plan = self._plan_anew()
+        return self._plan
+
+    def _look_at(self, name: str, tensor: torch.Tensor) -> _Known:
+        dtype = _check_writable(name, tensor)
+        # The attribute and not to_local(), which makes a new tensor each time.
+        local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        box = local_box(tensor) if self._is_mine(tensor) else None
+        return _Known(tensor, local, local.data_ptr(), local.shape, local.stride(), dtype, box, local_data(tensor))
+
+    def _is_alike(self, name: str, known: _Known) -> bool:
+        """Whether a changed tensor takes the same place in the shard as the one before it."""
+        before = self._known.get(name)
+        return (
+            before is not None
+            and name not in self._shared
+            and (before.dtype, before.box, before.tensor.shape) == (known.dtype, known.box, known.tensor.shape)
+        )
+
+    def _plan_anew(self) -> ShardPlan:
+        data: dict[str, torch.Tensor] = {}
+        owners: dict[str, torch.Tensor] = {}
+        keys: dict[Any, str] = {}
+        holdings: list[Holding] = []
+        self._shared = set()
+        for name, known in self._known.items():
+            if known.box is None:
+                continue
+            key = keys.setdefault(known.place, name) if known.data.numel() else name
+            if key != name:
+                self._shared.update((key, name))
+            shape = tuple(known.tensor.shape)
+            holdings.append(Holding(name, key, known.dtype, shape, known.box.offsets, known.box.shape))
+            if key not in data:
+                data[key], owners[key] = known.data, known.tensor
+        return ShardPlan(ShardContents.of(tuple(holdings)), data, owners, self._fingerprint())
+
+    def _is_mine(self, tensor: torch.Tensor) -> bool:
+        return is_first_replica(tensor) if isinstance(tensor, DTensor) else self._rank == 0
+
+    def _fingerprint(self) -> str:
+        described = (
+            f"{name} {known.dtype} {tuple(known.tensor.shape)}"
+            for name, known in self._known.items()
+            if not name.startswith("extra.") or isinstance(known.tensor, DTensor)
+        )
+        return hash_bytes("\n".join(described).encode())
 
 
 def _check_writable(name: str, tensor: torch.Tensor) -> str:

@@ -1,0 +1,199 @@
+"""Saving, from the live objects to the commit: one save under way at a time, everything else reused."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from torch import nn
+from torch.optim import Optimizer
+
+from production_ml.core.clock import SYSTEM_CLOCK
+from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.agreement import rank_and_world_size
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, agree
+from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors
+from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
+from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
+from production_ml.fault_tolerance.saving.staging import Staging, TornSaveError
+from production_ml.fault_tolerance.saving.writer.client import Writer
+
+_LOG: Final = logging.getLogger(__name__)
+OnCommit = Callable[[Committed, float, float], None]
+"""Gets what was committed, and for how many seconds it was under way and training was held up."""
+
+
+class Saver:
+    """Makes checkpoints of a training in a directory.
+
+    Args:
+        directory: Where to.
+        asynchronous: Whether training goes on while they are written.
+        on_commit: Called on rank 0 after each commit.
+    """
+
+    _drafting: Drafting | None
+    _in_flight: SaveInFlight | None
+
+    def __init__(self, directory: CheckpointDirectory, *, asynchronous: bool, on_commit: OnCommit) -> None:
+        self._directory = directory
+        self._asynchronous = asynchronous
+        self._on_commit = on_commit
+        self._leftovers_are_cleared = False
+        self._may_defer = asynchronous
+        self._begin_anew()
+
+    def save(self, inputs: SaveInputs) -> Mapping[str, float]:
+        """Save the state as it is now; see `CheckpointManager.save`.
+
+        Returns:
+            The metrics as numbers.
+        """
+        started_seconds = SYSTEM_CLOCK.monotonic_seconds()
+        draft: SaveDraft | None = None
+        problem: Exception | None = None
+        try:
+            if self._pid != os.getpid():
+                # Forked: the image is shared memory, and the writer and the save under way are the parent's.
+                self._begin_anew()
+            self.wait()
+            draft = self._draft(inputs)
+        except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
+            problem = error
+        agreed = agree(draft, problem)
+        self._gate.close_for(agreed.transfer)
+        self._begin(agreed, started_seconds)
+        return agreed.order.metrics
+
+    def expect_training(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Get the memory ready once `optimizer` has stepped for the first time, for then all of its state is there.
+
+        So the first save is no slower than the others, and who never trains pays nothing.
+        """
+
+        def prepare(*_: Any) -> None:
+            handle.remove()
+            self._prepare(SaveInputs(model, optimizer, 0, {}, {}))
+
+        handle = optimizer.register_step_post_hook(prepare)
+
+    def join(self) -> None:
+        """Return when no save is under way; how it ended is told by the next call that may raise."""
+        if self._in_flight is not None:
+            self._in_flight.join()
+
+    def wait(self) -> None:
+        """Return when the save under way is committed.
+
+        Raises:
+            CheckpointWriteError: It failed.
+        """
+        if self._in_flight is None:
+            return
+        self._in_flight.join()
+        ended, self._in_flight = self._in_flight, None
+        if isinstance(ended.error, TornSaveError):
+            # It is in the log, and cannot happen again: nothing is gained by ending a training over it.
+            self._may_defer = False
+        elif ended.error is not None:
+            raise ended.error
+
+    def leave_soon(self) -> None:
+        """The script has failed: do not wait long for ranks that may be gone."""
+        if self._in_flight is not None:
+            self._in_flight.leave_soon()
+
+    def close(self) -> None:
+        """Wait for the save under way, and give everything back.
+
+        Raises:
+            CheckpointWriteError: It failed.
+        """
+        try:
+            self.wait()
+        finally:
+            if self._preparing is not None:
+                self._preparing.join()
+            self._gate.remove()
+            self._writer.close()
+            self._staging.close()
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._staging = Staging()
+        self._gate = MutationGate()
+        self._writer = Writer()
+        self._drafting = None
+        self._in_flight = None
+        self._preparing: threading.Thread | None = None
+        self._pid = os.getpid()
+
+    def _drafting_now(self) -> Drafting:
+        rank, world_size = rank_and_world_size()
+        if self._drafting is None or (self._drafting.rank, self._drafting.world_size) != (rank, world_size):
+            self._drafting = Drafting(
+                directory=self._directory,
+                planner=ShardPlanner(rank=rank),
+                staging=self._staging,
+                rank=rank,
+                world_size=world_size,
+            )
+        return self._drafting
+
+    def _prepare(self, inputs: SaveInputs) -> None:
+        """Lay out what a save of these would write, touch its memory and start the writer, all in the background."""
+        if self._in_flight is not None or self._preparing is not None or self._pid != os.getpid():
+            return
+        drafting = self._drafting_now()
+
+        def work() -> None:
+            try:
+                drafting.prepare(plan)
+                self._writer.prepare(self._staging.image)
+            except (OSError, CheckpointWriteError):
+                _LOG.debug("memory for checkpoints could not be got ready; the first save tries again", exc_info=True)
+
+        try:
+            plan = drafting.plan(inputs)
+        except CheckpointWriteError:
+            return  # the first save says why
+        self._preparing = threading.Thread(target=work, name="checkpoint-prepare", daemon=True)
+        self._preparing.start()
+
+    def _draft(self, inputs: SaveInputs) -> SaveDraft:
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
+        drafting = self._drafting_now()
+        if drafting.rank == 0 and not self._leftovers_are_cleared:
+            # Only before a save, as a reader has no say in it, and by rank 0 alone, for two would trip over each other.
+            self._directory.remove_leftovers()
+            self._leftovers_are_cleared = True
+        optimizers = [thing for thing in (inputs.optimizer, *inputs.extra.values()) if _has_hooks(thing)]
+        if not self._may_defer:
+            return drafting.draft(inputs, frozenset())
+        self._gate.guard(optimizers)
+        return drafting.draft(inputs, guarded_tensors(optimizers))
+
+    def _begin(self, draft: SaveDraft, started_seconds: float) -> None:
+        stall_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
+
+        def on_commit(committed: Committed) -> None:
+            duration = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
+            stall = stall_seconds + self._gate.stall_seconds if self._asynchronous else duration
+            self._on_commit(committed, duration, stall)
+
+        self._in_flight = SaveInFlight(draft, self._staging.image, self._writer, on_commit)
+        if self._asynchronous:
+            self._in_flight.start()
+        else:
+            self._in_flight.run()
+            self.wait()
+
+
+def _has_hooks(thing: Any) -> bool:
+    return isinstance(thing, Optimizer)

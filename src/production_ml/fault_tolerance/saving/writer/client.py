@@ -1,0 +1,156 @@
+"""The trainer's side of the writer process: started when it is first needed, and anew when it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+import production_ml
+from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
+from production_ml.fault_tolerance.saving.image import ShardImage
+from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
+from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
+from production_ml.fault_tolerance.saving.writer import messages
+
+_SOURCE_ROOT: Final = str(Path(production_ml.__file__).parent.parent)
+_START: Final = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from production_ml.fault_tolerance.saving.writer.process import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_LOOK_SECONDS: Final = 0.2
+
+
+class Writer:
+    """Writes images in another process, one at a time. Used from one thread at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._image_size = -1
+        self._contents: ShardContents | None = None
+        self._leave_within_seconds: float | None = None
+
+    def prepare(self, image: ShardImage) -> None:
+        """Start the process, if it is not there, and let it map the image.
+
+        Raises:
+            CheckpointWriteError: No process can be started.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        if self._channel is not None and self._image_size != len(image.data):
+            messages.send(self._channel, {"kind": "image"}, [image.descriptor])
+            self._image_size = len(image.data)
+
+    def write(self, order: SaveOrder, image: ShardImage, lock: SaveLock | None) -> int:
+        """Write, and return when the checkpoint is committed.
+
+        Args:
+            order: What to write.
+            image: Where it is.
+            lock: Rank 0's claim, which goes over to the writer.
+
+        Returns:
+            The size of the whole checkpoint in bytes on rank 0, and 0 on the others.
+
+        Raises:
+            CheckpointWriteError: There will be no such checkpoint.
+        """
+        self._leave_within_seconds = None
+        try:
+            self.prepare(image)
+            answer = self._ask(order, lock)
+        except OSError as problem:
+            raise self._death(order) from problem
+        if answer is None:
+            raise self._death(order)
+        if answer["kind"] == "failed":
+            error = CheckpointWriteError(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
+            error.errno = answer["errno"]
+            raise error
+        return int(answer["size_bytes"])
+
+    def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
+        """The script has failed: do not wait long for ranks that may be gone. Another thread may say so."""
+        self._leave_within_seconds = within_seconds
+
+    def close(self) -> None:
+        """Let the process end; it writes what it has first."""
+        if self._channel is not None:
+            # Shut down, not only closed: a forked worker may hold a copy of the descriptor.
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+            self._channel.close()
+        if self._process is not None:
+            self._process.wait()
+        self._process, self._channel = None, None
+
+    def _start(self) -> None:
+        self.close()
+        mine, theirs = socket.socketpair()
+        with theirs:
+            arguments = (_SOURCE_ROOT, str(theirs.fileno()), str(os.getpid()))
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own module, run by our own interpreter
+                    (sys.executable, "-P", "-c", _START, *arguments),
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    # A launcher that kills the trainer's group leaves the writer time to finish.
+                    start_new_session=True,
+                )
+            except OSError as problem:
+                mine.close()
+                raise CheckpointWriteError(
+                    f"The process that writes checkpoints cannot be started ({problem.strerror}).", meaning=UNCHANGED
+                ) from problem
+        self._channel, self._image_size, self._contents = mine, -1, None
+
+    def _ask(self, order: SaveOrder, lock: SaveLock | None) -> dict[str, Any] | None:
+        channel = self._channel
+        assert channel is not None  # noqa: S101 - prepare() has made it
+        if self._contents is not order.contents:
+            messages.send(channel, {"kind": "contents", "holdings": order.contents.to_json()})
+            self._contents = order.contents
+        message = {
+            "kind": "save",
+            "directory": str(order.directory.path.absolute()),
+            "step": order.step,
+            "save_id": order.save_id,
+            "rank": order.rank,
+            "world_size": order.world_size,
+            "metrics": order.metrics,
+            "values": order.values,
+            "rank_values": order.rank_values,
+        }
+        messages.send(channel, message, [] if lock is None else [lock.descriptor])
+        if lock is not None:
+            lock.hand_over()
+        return self._await_answer(channel)
+
+    def _await_answer(self, channel: socket.socket) -> dict[str, Any] | None:
+        has_told = False
+        while not select.select([channel], [], [], _LOOK_SECONDS)[0]:
+            if self._leave_within_seconds is None and not threading.main_thread().is_alive():
+                self._leave_within_seconds = FAREWELL_SECONDS
+            if self._leave_within_seconds is not None and not has_told:
+                messages.send(channel, {"kind": "leave_soon", "seconds": self._leave_within_seconds})
+                has_told = True
+        received = messages.receive(channel)
+        return None if received is None else received[0]
+
+    def _death(self, order: SaveOrder) -> CheckpointWriteError:
+        code = None if self._process is None else self._process.wait()
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        return CheckpointWriteError(
+            f"The checkpoint of step {order.step} was not written: the process that writes {how}.",
+            meaning=UNCHANGED,
+            cure="Where the kernel killed it for want of memory, its log says so; the next save starts another.",
+        )
