@@ -6,7 +6,7 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,18 @@ class _LazyPlanner(DefaultSavePlanner):
         self._names = {id(tensor): name for name, tensor in tensors.items()}
 
     def transform_object(self, write_item: Any, object: Any) -> Any:  # noqa: A002 - DCP's name
-        if isinstance(object, torch.Tensor):
-            return read_tensor(self._source, self._names[id(object)])
-        return super().transform_object(write_item, object)
+        read = self._with_tensors(object)
+        return read if isinstance(read, torch.Tensor) else super().transform_object(write_item, read)
+
+    def _with_tensors(self, value: Any) -> Any:
+        """`value` with tensors in the place of stand-ins; DCP does not open tuples, so they may hold some."""
+        if isinstance(value, torch.Tensor):
+            return read_tensor(self._source, self._names[id(value)])
+        if isinstance(value, Mapping):
+            return {key: self._with_tensors(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._with_tensors(item) for item in value)
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,10 @@ class _Item:
     fqn: str
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
+
+
+class UnreadableValue:
+    """Stands for a value that is more than a plain one; where it is wanted after all, a checkpoint refuses it by name."""
 
 
 class DcpDirectory:
@@ -123,7 +136,7 @@ class DcpDirectory:
             if isinstance(item, TensorStorageMetadata)
         }
         objects = {
-            fqn: self._read(MetadataIndex(fqn))
+            fqn: self._object(fqn, is_needed=not config.model_only)
             for fqn in self._metadata.state_dict_metadata
             if fqn not in self._stand_ins
         }
@@ -144,6 +157,14 @@ class DcpDirectory:
                 continue
             for item in self._items(fqn):
                 builder.add(name, self._piece(item, tensor.dtype), offsets=item.offsets, shape=tuple(tensor.shape))
+
+    def _object(self, fqn: str, *, is_needed: bool) -> Any:
+        try:
+            return self._read(MetadataIndex(fqn))
+        except InputFileError:
+            if is_needed:
+                raise
+            return UnreadableValue()
 
     def _items(self, fqn: str) -> Iterator[_Item]:
         described = self._metadata.state_dict_metadata[fqn]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -20,7 +22,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from production_ml.core.errors import InputFileError
+from production_ml.core.errors import InputFileError, ProductionMLError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
@@ -66,10 +68,13 @@ class VerifiedStorageReader(StorageReader):
         """What the manifest says, in DCP's words.
 
         Raises:
-            DamagedCheckpointError: The manifest is damaged.
-            InputFileError: There is no such checkpoint.
+            CheckpointException: The manifest is damaged, or there is no such checkpoint; our own error is inside.
         """
-        named = self._read_names()
+        try:
+            named = self._read_names()
+        except ProductionMLError as problem:
+            # DCP takes any Exception here for a sign to look for metadata elsewhere, and then tells of none.
+            raise CheckpointException("read_metadata", {0: (problem, traceback.StackSummary())}) from problem
         described: dict[str, Any] = {
             fqn: _tensor_metadata(named.manifest.tensors[tensor]) for fqn, tensor in named.tensors.items()
         }

@@ -28,7 +28,14 @@ def own_errors() -> Iterator[None]:
     try:
         yield
     except CheckpointException as failed:
-        rank, (problem, _) = min(failed.failures.items())
+        rank, problem = _first_failure(failed)
         if isinstance(problem, ProductionMLError):
             raise problem from failed
         raise CheckpointError(f"DCP failed on rank {rank}: {type(problem).__name__}: {problem}") from failed
+
+
+def _first_failure(failed: CheckpointException) -> tuple[int, BaseException]:
+    """The first rank that failed, and its exception; one that was wrapped twice is unwrapped twice."""
+    rank = min(failed.failures)
+    problem = failed.failures[rank][0]
+    return (rank, _first_failure(problem)[1]) if isinstance(problem, CheckpointException) else (rank, problem)

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
@@ -109,7 +110,10 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise InputFileError(path, "is not a file" if path.exists() else "does not exist")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings():
+            # torch warns of pickles that are not its own, and then refuses them: the refusal is enough.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as problem:
         named = _REFUSED.search(str(problem))
         what = f"holds {named[1]}, which is no plain value" if named else "cannot be read as tensors and plain values"

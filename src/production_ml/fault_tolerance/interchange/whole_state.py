@@ -24,7 +24,9 @@ OptimizerForm = Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], dict[s
 
 
 def state_by_number(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """`model`, `optimizer` (as `optimizer.state_dict()` gives it), `step`, `metrics`, and every extra by its name.
+    """`model`, `optimizer` (as `optimizer.state_dict()` gives it), `step`, `metrics`, and each extra by its name.
+
+    What differs by rank is a list, `rank_values`.
 
     Args:
         manifest: The checkpoint.
@@ -57,6 +59,8 @@ def _whole_state(manifest: Manifest, tensors: Mapping[str, torch.Tensor], form: 
     for name, extra in values["extra"].items():
         is_optimizer = extra["kind"] == "optimizer"
         state[name] = form(extra["value"], tensors) if is_optimizer else decode_tree(extra["value"], tensors)
+    if manifest.rank_values:
+        state["rank_values"] = [decode_tree(_arrays_as_tensors(value), tensors) for value in manifest.rank_values]
     return {**state, ORIGIN: json.dumps(_origin(values, manifest))}
 
 
