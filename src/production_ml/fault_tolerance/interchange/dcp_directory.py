@@ -108,7 +108,7 @@ class _Item:
 
 
 class UnreadableValue:
-    """Stands for a value that is more than a plain one; where it is wanted after all, a checkpoint refuses it by name."""
+    """Stands for a value that is more than a plain one; where it is wanted after all, it is refused by name."""
 
 
 class DcpDirectory:

@@ -91,7 +91,7 @@ def test_damage_of_any_kind_is_bad_input(directory, rng):
 def test_what_is_no_metadata_is_said_to_be_none(directory, content):
     (directory / ".metadata").write_bytes(content)
 
-    with pytest.raises(InputFileError, match="damaged|not the metadata"):
+    with pytest.raises(InputFileError, match=r"damaged|not the metadata"):
         read_dcp_metadata(directory)
 
 

@@ -18,20 +18,26 @@ def test_a_file_appears_whole(tmp_path):
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_output_leaves_nothing(tmp_path, problem, listing):
-    with pytest.raises(problem), durable_file(tmp_path / "out") as file:
-        write_all(file, b"half")
-        raise problem
-    with pytest.raises(problem), durable_directory(tmp_path / "dir") as written:
-        (written / "half").touch()
-        raise problem
+    def interrupted_file() -> None:
+        with durable_file(tmp_path / "out") as file:
+            write_all(file, b"half")
+            raise problem
 
+    def interrupted_directory() -> None:
+        with durable_directory(tmp_path / "dir") as written:
+            (written / "half").touch()
+            raise problem
+
+    for interrupted in (interrupted_file, interrupted_directory):
+        with pytest.raises(problem):
+            interrupted()
     assert listing(tmp_path) == []
 
 
 def test_a_file_system_that_refuses_is_a_write_error_with_a_cure(tmp_path, file_size_limit, listing):
     with (
         file_size_limit(10),
-        pytest.raises(CheckpointWriteError, match="File too large.*\n.*no checkpoint was changed"),
+        pytest.raises(CheckpointWriteError, match=r"File too large.*\n.*no checkpoint was changed"),
         durable_file(tmp_path / "out") as file,
     ):
         write_all(file, bytes(100))
