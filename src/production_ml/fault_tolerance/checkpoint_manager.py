@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,7 +24,10 @@ from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
 from production_ml.fault_tolerance.loading.damage_report import describe
 from production_ml.fault_tolerance.loading.newest_good import Search, apply_on_all, search
-from production_ml.fault_tolerance.retention import KeepBest, KeepLast, Pruning
+from production_ml.fault_tolerance.loading.reading import Verify
+from production_ml.fault_tolerance.retention import KeepBest, KeepLast, KeepPolicy, Pruning
+from production_ml.fault_tolerance.save_schedule import SavePolicy, SaveSchedule, parse_save_every
+from production_ml.fault_tolerance.saving.disk_pause import DiskPause
 from production_ml.fault_tolerance.saving.draft import SaveInputs
 from production_ml.fault_tolerance.saving.order import write_error
 from production_ml.fault_tolerance.saving.save_in_flight import Committed
@@ -45,6 +49,12 @@ class CheckpointManager:
         save_best: Keep the best one too, by `best_metric`.
         best_metric: The name in `metrics`; a checkpoint where it is missing or NaN is never the best.
         best_mode: Whether the least or the greatest is best.
+        keep: Further policies, such as `KeepEvery(n=10_000)` for milestones; what any policy wants is kept.
+        save_every: When `save_if_due` saves: every so many steps, every so often (a timedelta), `"auto"` for the
+            interval that loses the least time by what saves cost here and how often this run fails (Young 1974), or a
+            policy.
+        verify: What `load_latest` compares with its hashes: `"full"` every byte, `"sampled"` a random sixteenth,
+            `"off"` none. Sizes, headers and the manifest are compared always.
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
 
     Raises:
@@ -60,13 +70,27 @@ class CheckpointManager:
         *,
         best_metric: str = "loss",
         best_mode: Literal["min", "max"] = "min",
+        keep: Sequence[KeepPolicy] = (),
+        save_every: int | timedelta | Literal["auto"] | SavePolicy = "auto",
+        verify: Verify = "full",
         asynchronous: bool = True,
     ) -> None:
-        keep_last, keep_best = KeepLast(n=keep_last_n), KeepBest(metric=best_metric, mode=best_mode)
+        policies: list[KeepPolicy] = [KeepLast(n=keep_last_n), *keep]
+        if save_best:
+            policies.append(KeepBest(metric=best_metric, mode=best_mode))
+        self._verify = _checked_verify(verify)
         self._directory = CheckpointDirectory(_prepared(checkpoint_dir))
-        self._pruning = Pruning(self._directory, [keep_last, keep_best] if save_best else [keep_last])
+        self._pruning = Pruning(self._directory, policies)
         self._best_metric = best_metric if save_best else None
-        self._saver = Saver(self._directory, asynchronous=asynchronous, on_commit=self._follow_up)
+        self._schedule = SaveSchedule(parse_save_every(save_every))
+        # Who decides alone when to save is told nothing of intervals, and pays no message for them.
+        self._follows_schedule = False
+        self._saver = Saver(
+            self._directory,
+            asynchronous=asynchronous,
+            on_commit=self._follow_up,
+            disk_pause=DiskPause(self._directory.path, make_room=lambda step: self._pruning.make_room(coming=step)),
+        )
 
     def save(
         self,
@@ -89,6 +113,8 @@ class CheckpointManager:
             **extra_state: Whatever else is to be resumed: numbers, strings, tensors, arrays and nestings of them, and
                 objects with `state_dict()` and `load_state_dict()` (an LR scheduler, a sampler, an EMA model).
 
+        A full disk is no error: saving is paused with an alert in the log (`checkpoint_paused`), and goes on by itself.
+
         Raises:
             CheckpointWriteError: This save cannot be made, on this rank or another, or the one before it failed in the
                 background; then this one was not tried. The newest committed checkpoint is unchanged either way, and a
@@ -96,8 +122,39 @@ class CheckpointManager:
             CheckpointError: Another rank does not save at all, but loads.
             ConfigError: A step or metric is not a number, or an extra has a name that is taken.
         """
-        metrics = self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state))
-        self._warn_of_missing_metric(metrics)
+        started_seconds = SYSTEM_CLOCK.monotonic_seconds()
+        numbers = self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state))
+        if numbers is not None:
+            self._warn_of_missing_metric(numbers)
+        if self._follows_schedule and numbers is not None:
+            self._schedule.saved(step, stall_seconds=SYSTEM_CLOCK.monotonic_seconds() - started_seconds)
+        elif self._follows_schedule:
+            self._schedule.missed(step)
+
+    def save_if_due(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        step: int,
+        metrics: Mapping[str, Any] | None = None,
+        **extra_state: Any,
+    ) -> bool:
+        """Save as `save` does, if `save_every` says that it is time. Call it after every step, on every rank.
+
+        Where nothing is due it costs less than a microsecond, and ranks exchange no message.
+
+        Returns:
+            Whether it is due; the same on all ranks.
+
+        Raises:
+            ProductionMLError: As `save` does.
+        """
+        self._follows_schedule = True
+        if not self._schedule.is_due(step):
+            return False
+        self.save(model=model, optimizer=optimizer, step=step, metrics=metrics, **extra_state)
+        return True
 
     def load_latest(self, model: nn.Module, optimizer: Optimizer | None = None, **extra: Any) -> ResumeState:
         """Load the newest checkpoint that is good on all ranks. Every rank has to call it.
@@ -130,7 +187,7 @@ class CheckpointManager:
         def plan(manifest: Manifest) -> Restoration:
             return plan_restoration(manifest, model, optimizer, extra)
 
-        found = search(self._directory, plan, rank=rank, world_size=world_size)
+        found = search(self._directory, plan, rank=rank, world_size=world_size, verify=self._verify)
         if rank == 0:
             self._set_damaged_aside(found)
         if optimizer is not None:
@@ -139,6 +196,7 @@ class CheckpointManager:
         if found.newest_good is None:
             return ResumeState({"step": 0, "metrics": {}}, damaged)
         manifest = found.newest_good.manifest
+        self._schedule.resumed(manifest.step)
         extras = apply_on_all(found.newest_good)
         if rank == 0:
             self._report_loaded(manifest.step, SYSTEM_CLOCK.monotonic_seconds() - started_seconds)
@@ -180,7 +238,7 @@ class CheckpointManager:
         resumed_step = found.newest_good.manifest.step if found.newest_good else None
         for step, damage in found.damaged.items():
             kept_in = self._quarantine(step, damage)
-            message = describe(step, damage, resumed_step=resumed_step, kept_in=kept_in, directory=self._directory.path)
+            message = describe(step, damage, resumed_step=resumed_step, kept_in=kept_in, directory=self._directory.url)
             first = damage[0]
             log_event(
                 _LOG,
@@ -210,6 +268,7 @@ class CheckpointManager:
         log_event(_LOG, "checkpoint_loaded", message, step=step, duration_seconds=duration_seconds, path=path)
 
     def _follow_up(self, committed: Committed, duration_seconds: float, stall_seconds: float) -> None:
+        self._schedule.written()
         try:
             self._pruning.prune(just_committed=committed.step)
         finally:
@@ -233,6 +292,12 @@ class CheckpointManager:
                 self._best_metric,
             )
             self._best_metric = None  # said once
+
+
+def _checked_verify(verify: Verify) -> Verify:
+    if verify not in get_args(Verify):
+        raise ConfigError("verify", verify, f"must be one of {', '.join(map(repr, get_args(Verify)))}")
+    return verify
 
 
 def _prepared(checkpoint_dir: str | os.PathLike[str]) -> Path:

@@ -11,8 +11,7 @@ from typing import Final, Literal, Protocol
 
 from production_ml.core.clock import SYSTEM_CLOCK, Clock
 from production_ml.core.errors import ConfigError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory, CheckpointInfo
-from production_ml.fault_tolerance.checkpoint_format.read_lease import is_being_read
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointInfo, CheckpointPlace
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -145,7 +144,7 @@ class Pruning:
     """
 
     def __init__(
-        self, directory: CheckpointDirectory, policies: Sequence[KeepPolicy], *, clock: Clock = SYSTEM_CLOCK
+        self, directory: CheckpointPlace, policies: Sequence[KeepPolicy], *, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         self._directory = directory
         self._policies = policies
@@ -163,13 +162,16 @@ class Pruning:
         reasons = explain(whole, self._policies)
         for step in self._directory.steps():
             if step not in reasons:
-                reasons[step] = ["not whole: it is left to the next load, which sets it aside"]
-            elif is_being_read(self._directory.committed(step)):
+                reasons[step] = ["damaged or not whole: the next load sets it aside"]
+            elif self._directory.is_being_read(step):
                 reasons[step].append("being read")
         return dict(sorted(reasons.items()))
 
-    def prune(self, *, just_committed: int) -> list[int]:
+    def prune(self, *, just_committed: int | None = None) -> list[int]:
         """Remove what no policy wants. That some of it stays is worth a warning, not a failed save.
+
+        Args:
+            just_committed: The step that was saved just now, which stays even where an older run's steps are higher.
 
         Returns:
             The steps that were removed.
@@ -177,7 +179,7 @@ class Pruning:
         try:
             whole = self._whole()
         except OSError as problem:
-            _LOG.warning("%s: cannot be listed, nothing was pruned (%s)", self._directory.path, problem.strerror)
+            _LOG.warning("%s: cannot be listed, nothing was pruned (%s)", self._directory.url, problem.strerror)
             return []
         self._warn_of_newer(just_committed, max((checkpoint.step for checkpoint in whole), default=0))
         return self._remove(steps_to_remove(whole, self._policies) - {just_committed})
@@ -195,7 +197,7 @@ class Pruning:
             self._directory.remove_leftovers()
             whole = self._whole()
         except OSError as problem:
-            _LOG.warning("%s: cannot be listed, no room was made (%s)", self._directory.path, problem.strerror)
+            _LOG.warning("%s: cannot be listed, no room was made (%s)", self._directory.url, problem.strerror)
             return []
         steps = {checkpoint.step for checkpoint in whole}
         expected = CheckpointInfo(coming, {}, self._clock.wall_seconds())
@@ -209,7 +211,7 @@ class Pruning:
         for step in sorted(broken - self._told_of_broken):
             path = self._directory.committed(step)
             # A checkpoint that was removed meanwhile, by hand or by another process, is not broken.
-            if path.exists():
+            if self._directory.identity(step) is not None:
                 _LOG.warning("%s: a file is missing or has another size; it counts as damaged. Check the disk.", path)
                 self._told_of_broken.add(step)
         return whole
@@ -226,14 +228,14 @@ class Pruning:
                 _LOG.warning("%s: cannot be removed (%s)", self._directory.committed(step), problem.strerror)
         return removed
 
-    def _warn_of_newer(self, just_committed: int, newest: int) -> None:
-        if newest > just_committed and not self._has_told_of_newer:
+    def _warn_of_newer(self, just_committed: int | None, newest: int) -> None:
+        if just_committed is not None and newest > just_committed and not self._has_told_of_newer:
             self._has_told_of_newer = True
             _LOG.warning(
                 "step %d was saved to %s, which holds step %d of an earlier run: a restart would resume from that one. "
                 "Give each run a directory of its own, or call load_latest() before training.",
                 just_committed,
-                self._directory.path,
+                self._directory.url,
                 newest,
             )
 

@@ -11,7 +11,7 @@ import typer
 from production_ml.core.errors import ConfigError, InputFileError
 
 if TYPE_CHECKING:
-    from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory
+    from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
     from production_ml.fault_tolerance.retention import KeepBest
 
 _STEP_NAME: Final = re.compile(r"step-(\d{8,})")
@@ -27,7 +27,20 @@ def complete_step(ctx: typer.Context, incomplete: str) -> list[str]:
     return [str(step) for step in steps if str(step).startswith(incomplete)]
 
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint_dir of a CheckpointManager.")]
+def complete_directory(incomplete: str) -> list[str]:
+    """The directories that begin so, for the shell; text, not a path, because a place may be a URL."""
+    parent, slash, begun = incomplete.rpartition("/")
+    try:
+        names = [entry.name for entry in Path(parent + slash or ".").iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+    return sorted(f"{parent}{slash}{name}" for name in names if name.startswith(begun))
+
+
+Directory = Annotated[
+    str,
+    typer.Argument(metavar="DIR", help="The checkpoint_dir of a CheckpointManager.", autocompletion=complete_directory),
+]
 OptionalStep = Annotated[
     int | None,
     typer.Argument(metavar="STEP", min=0, help="The step; if left out, the newest.", autocompletion=complete_step),
@@ -35,24 +48,25 @@ OptionalStep = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-def open_directory(path: Path) -> CheckpointDirectory:
-    """The directory of checkpoints at `path`.
+def open_directory(name: str) -> CheckpointPlace:
+    """The checkpoints at a path, or where a URL says.
 
     Raises:
-        InputFileError: It is not there.
+        InputFileError: There is no such directory.
     """
-    from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory
+    from production_ml.fault_tolerance.checkpoint_format.places import open_place
 
-    if not path.is_dir():
+    path = Path(name)
+    if "://" not in name and not path.is_dir():
         raise InputFileError(
             path,
             "is not a directory" if path.exists() else "does not exist",
             cure="Name the directory that was given to CheckpointManager(checkpoint_dir=...).",
         )
-    return CheckpointDirectory(path)
+    return open_place(name)
 
 
-def existing_step(directory: CheckpointDirectory, step: int | None) -> int:
+def existing_step(directory: CheckpointPlace, step: int | None) -> int:
     """The step that is meant: the newest where none was given.
 
     Raises:
@@ -64,33 +78,33 @@ def existing_step(directory: CheckpointDirectory, step: int | None) -> int:
     if step is None:
         return steps[-1]
     if step not in steps:
-        raise InputFileError(directory.path, f"holds no step {step}", cure=f"It holds {_listed(steps)}.")
+        raise InputFileError(directory.url, f"holds no step {step}", cure=f"It holds {_listed(steps)}.")
     return step
 
 
-def no_checkpoints(directory: CheckpointDirectory) -> InputFileError:
+def no_checkpoints(directory: CheckpointPlace) -> InputFileError:
     """The error for a directory without checkpoints."""
     return InputFileError(
-        directory.path,
+        directory.url,
         "holds no checkpoints",
         cure="Name the directory that was given to CheckpointManager(checkpoint_dir=...), with step-… in it.",
     )
 
 
-def parse_place(place: str) -> tuple[CheckpointDirectory, int]:
+def parse_place(place: str) -> tuple[CheckpointPlace, int]:
     """The checkpoint that is meant by `DIR`, `DIR@STEP` or `DIR/step-00000300`.
 
     Raises:
         InputFileError: It is not there.
     """
-    path = Path(place)
-    named = _STEP_NAME.fullmatch(path.name)
+    parent, slash, last = place.rstrip("/").rpartition("/")
+    named = _STEP_NAME.fullmatch(last)
     if named:
-        return _opened(path.parent, int(named[1]))
-    parent, at, step = place.rpartition("@")
-    if at and step.isascii() and step.isdigit() and not path.is_dir():
-        return _opened(Path(parent), int(step))
-    return _opened(path, None)
+        return _opened(parent if slash else ".", int(named[1]))
+    directory, at, step = place.rpartition("@")
+    if at and step.isascii() and step.isdigit() and not Path(place).is_dir():
+        return _opened(directory, int(step))
+    return _opened(place, None)
 
 
 def parse_best(text: str) -> KeepBest:
@@ -109,8 +123,8 @@ def parse_best(text: str) -> KeepBest:
     return KeepBest(metric=metric, mode="max" if mode == "max" else "min")
 
 
-def _opened(path: Path, step: int | None) -> tuple[CheckpointDirectory, int]:
-    directory = open_directory(path)
+def _opened(name: str, step: int | None) -> tuple[CheckpointPlace, int]:
+    directory = open_directory(name)
     return directory, existing_step(directory, step)
 
 

@@ -49,7 +49,7 @@ def diff(
             opened.enter_context(CheckpointSource(directory, step, on_bytes=on_bytes)) for directory, step in places
         )
         found = compare(one, other)
-        paths = str(one.path), str(other.path)
+        paths = one.name, other.name
     if as_json:
         typer.echo(json.dumps({"a": paths[0], "b": paths[1], **found.to_dict()}, indent=2))
     else:

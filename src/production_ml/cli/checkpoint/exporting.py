@@ -15,7 +15,7 @@ from production_ml.cli.checkpoint.display import count_text, progress, size_text
 from production_ml.core.errors import ConfigError, InputFileError
 
 if TYPE_CHECKING:
-    from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory
+    from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
     from production_ml.fault_tolerance.interchange.consolidated import Exported
 
 
@@ -79,7 +79,7 @@ def export(
         typer.echo(f"Note: left out of the file, because they are no tensors: {names}", err=True)
 
 
-def _parse(directory: CheckpointDirectory, step_or_out: str | None, out: str | None) -> tuple[int, Path]:
+def _parse(directory: CheckpointPlace, step_or_out: str | None, out: str | None) -> tuple[int, Path]:
     """STEP may be left out, though it stands in the middle."""
     if step_or_out is None:
         raise ConfigError("OUT", None, "is missing", cure="The order is: DIR [STEP] OUT")
@@ -90,7 +90,7 @@ def _parse(directory: CheckpointDirectory, step_or_out: str | None, out: str | N
     return existing_step(directory, int(step_or_out)), Path(out)
 
 
-def _export(directory: CheckpointDirectory, step: int, target: Path, to: Format, *, with_optimizer: bool) -> Exported:
+def _export(directory: CheckpointPlace, step: int, target: Path, to: Format, *, with_optimizer: bool) -> Exported:
     from production_ml.fault_tolerance.interchange.consolidated import write_consolidated
     from production_ml.fault_tolerance.interchange.dcp_directory import write_dcp_directory
     from production_ml.fault_tolerance.interchange.torch_file import write_torch_file

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from production_ml.cli.checkpoint.arguments import AsJson
+from production_ml.cli.checkpoint.arguments import AsJson, complete_directory
 from production_ml.cli.checkpoint.display import count_text, progress, size_text
 from production_ml.cli.checkpoint.exporting import Format
 from production_ml.core.errors import ConfigError
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def import_checkpoint(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="The file, or DCP directory, to read.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint_dir to put it in.")],
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="The checkpoint_dir to put it in.", autocompletion=complete_directory)
+    ],
     from_format: Annotated[
         Format | None, typer.Option("--from", help="The format of SRC; if left out, what it looks like.")
     ] = None,
@@ -51,7 +53,7 @@ def import_checkpoint(
 
       production-ml checkpoint import lightning.ckpt checkpoints --model-only --step 300
     """
-    from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory
+    from production_ml.fault_tolerance.checkpoint_format.places import open_place
     from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig
     from production_ml.fault_tolerance.interchange.importing import commit_import, open_source
 
@@ -62,17 +64,18 @@ def import_checkpoint(
     chosen = opened.found.step if step is None else step
     if chosen is None:
         raise ConfigError("--step", None, "is needed, because SRC does not say which step it is", cure="Add: --step N")
+    place = open_place(directory)
     with progress(f"{source.name} to step {chosen}", opened.size_bytes) as on_bytes:
-        manifest = commit_import(opened, CheckpointDirectory(directory), chosen, on_bytes=on_bytes)
-    _tell(opened, manifest, CheckpointDirectory(directory).committed(chosen), as_json=as_json)
+        manifest = commit_import(opened, place, chosen, on_bytes=on_bytes)
+    _tell(opened, manifest, str(place.committed(chosen)), as_json=as_json)
 
 
-def _tell(source: Source, manifest: Manifest, path: Path, *, as_json: bool) -> None:
+def _tell(source: Source, manifest: Manifest, path: str, *, as_json: bool) -> None:
     values: dict[str, Any] = manifest.values
     if as_json:
         facts = {
             "step": manifest.step,
-            "path": str(path),
+            "path": path,
             "size_bytes": manifest.size_bytes,
             "tensors": len(manifest.tensors),
             "model": len(values["model"]),

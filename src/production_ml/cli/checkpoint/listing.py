@@ -16,7 +16,8 @@ from production_ml.core.clock import iso_utc
 from production_ml.core.errors import DamagedCheckpointError
 
 if TYPE_CHECKING:
-    from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory, Manifest
+    from production_ml.fault_tolerance.checkpoint_format import Manifest
+    from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 
 
 def list_checkpoints(
@@ -53,7 +54,7 @@ def list_checkpoints(
         typer.echo(f"{directory} holds no checkpoints.")
 
 
-def _describe(directory: CheckpointDirectory, step: int, *, is_verified: bool) -> dict[str, Any]:
+def _describe(directory: CheckpointPlace, step: int, *, is_verified: bool) -> dict[str, Any]:
     from production_ml.core.structured_logging import json_safe
     from production_ml.fault_tolerance.interchange.parallel_verification import structural_problem
 
@@ -77,7 +78,7 @@ def _describe(directory: CheckpointDirectory, step: int, *, is_verified: bool) -
     }
 
 
-def _verified(directory: CheckpointDirectory, manifest: Manifest) -> str | None:
+def _verified(directory: CheckpointPlace, manifest: Manifest) -> str | None:
     from production_ml.fault_tolerance.interchange.parallel_verification import verify_in_parallel
 
     with progress(f"step {manifest.step}", manifest.size_bytes) as on_bytes:

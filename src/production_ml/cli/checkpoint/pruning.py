@@ -15,7 +15,7 @@ from production_ml.cli.checkpoint.display import count_text, size_text
 from production_ml.core.errors import CheckpointWriteError, ConfigError
 
 if TYPE_CHECKING:
-    from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory
+    from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
     from production_ml.fault_tolerance.retention import KeepPolicy
 
 
@@ -81,7 +81,7 @@ def _policies(keep_last: int | None, keep_every: int | None, best: list[str]) ->
     return policies
 
 
-def _remove(directory: CheckpointDirectory, step: int) -> bool:
+def _remove(directory: CheckpointPlace, step: int) -> bool:
     try:
         return directory.remove(step)
     except OSError as problem:

@@ -18,7 +18,8 @@ from production_ml.cli.checkpoint.display import count_text, metrics_text, size_
 from production_ml.core.clock import iso_utc
 
 if TYPE_CHECKING:
-    from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory, Manifest, TensorEntry
+    from production_ml.fault_tolerance.checkpoint_format import Manifest, TensorEntry
+    from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 
 _LARGEST: Final = 15
 _CHILDREN: Final = 12
@@ -58,7 +59,7 @@ def show(
         console.print(f"… and {more}; all of them: --tensors '*'", highlight=False)
 
 
-def _print_head(console: Console, directory: CheckpointDirectory, manifest: Manifest) -> None:
+def _print_head(console: Console, directory: CheckpointPlace, manifest: Manifest) -> None:
     files = count_text(len(manifest.files), "file")
     lines = [
         f"step {manifest.step} · saved {iso_utc(manifest.created_at)} by {count_text(manifest.world_size, 'rank')}",
@@ -174,7 +175,7 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _as_json(directory: CheckpointDirectory, manifest: Manifest, described: list[dict[str, Any]]) -> dict[str, Any]:
+def _as_json(directory: CheckpointPlace, manifest: Manifest, described: list[dict[str, Any]]) -> dict[str, Any]:
     from production_ml.core.structured_logging import json_safe
 
     return {

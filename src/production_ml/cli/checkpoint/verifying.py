@@ -19,7 +19,8 @@ from production_ml.cli.checkpoint.display import progress
 from production_ml.core.errors import DamagedCheckpointError, ExitCode
 
 if TYPE_CHECKING:
-    from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory, Damage
+    from production_ml.fault_tolerance.checkpoint_format import Damage
+    from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 
 
 def verify(
@@ -62,14 +63,13 @@ def verify(
         raise typer.Exit(ExitCode.DAMAGED)
 
 
-def _damage(directory: CheckpointDirectory, step: int) -> list[Damage] | None:
+def _damage(directory: CheckpointPlace, step: int) -> list[Damage] | None:
     """What is wrong with a checkpoint; None where a running training removed or replaced it meanwhile."""
     from production_ml.fault_tolerance.checkpoint_format import Damage
-    from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
     from production_ml.fault_tolerance.interchange.parallel_verification import verify_in_parallel
 
     identity = directory.identity(step)
-    with read_lease(directory.committed(step)):
+    with directory.reading(step):
         try:
             manifest = directory.manifest(step)
             with progress(f"step {step}", manifest.size_bytes) as on_bytes:

@@ -13,19 +13,22 @@ from typing import Any, Final
 
 from production_ml.core.clock import SYSTEM_CLOCK, iso_utc
 from production_ml.core.errors import CheckpointError
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointInfo
+from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
+from production_ml.fault_tolerance.checkpoint_format.directory_save import DirectorySave, fresh_listing
 from production_ml.fault_tolerance.checkpoint_format.manifest import (
     MANIFEST_FILE,
     Manifest,
     encode_manifest,
     read_manifest,
+    read_save_id,
 )
-from production_ml.fault_tolerance.checkpoint_format.read_lease import removal_claim
+from production_ml.fault_tolerance.checkpoint_format.read_lease import is_being_read, read_lease, removal_claim
 from production_ml.fault_tolerance.checkpoint_format.save_lock import (
     LOCK_FILE,
     SaveLock,
     is_dead,
     is_held,
-    is_surely_held,
 )
 from production_ml.storage.durable import fsync_directory, write_durably
 
@@ -34,16 +37,6 @@ _COMMITTED: Final = re.compile(r"step-(\d{8,})")
 _INCOMPLETE: Final = ".incomplete-"
 _REPLACED: Final = ".replaced-"
 _REMOVED: Final = ".removed-"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointInfo:
-    """What a retention policy looks at."""
-
-    step: int
-    metrics: Mapping[str, float]
-    created_at: float
-    size_bytes: int = 0
 
 
 _ManifestKey = tuple[int, int, int]
@@ -65,18 +58,23 @@ class CheckpointDirectory:
         self.path = path
         self._known: dict[_ManifestKey, _Known] = {}
 
+    @property
+    def url(self) -> str:
+        """Where they are kept, for messages and for another process."""
+        return str(self.path.absolute())
+
     def committed(self, step: int) -> Path:
         """Where the checkpoint of `step` lives once it is committed."""
         return self.path / f"step-{step:08d}"
 
-    def incomplete(self, step: int, save_id: str) -> Path:
+    def incomplete(self, step: int, save_id: str) -> DirectorySave:
         """Where the ranks write the checkpoint of `step` in the save of that id."""
-        return self.path / f"{_INCOMPLETE}step-{step:08d}-{save_id}"
+        return DirectorySave(self.path / f"{_INCOMPLETE}step-{step:08d}-{save_id}")
 
     def begin(self, step: int, save_id: str) -> SaveLock:
         """Make the place where the ranks write, and hold it as this process's own."""
         self.path.mkdir(parents=True, exist_ok=True)
-        written = self.incomplete(step, save_id)
+        written = self.incomplete(step, save_id).path
         written.mkdir()
         return SaveLock(written)
 
@@ -132,8 +130,27 @@ class CheckpointDirectory:
         status = (self.committed(step) / MANIFEST_FILE).stat()
         return step, status.st_ino, status.st_mtime_ns
 
-    def commit(self, written: Path, manifest: Manifest) -> None:
+    def source(self, step: int, file: str) -> FileSource:
+        """The bytes of a shard that the manifest of `step` names.
+
+        Raises:
+            DamagedCheckpointError: It is missing, or the disk cannot read it.
+            CheckpointError: The system refuses to read it.
+        """
+        return FileSource(self.committed(step) / file, step=step)
+
+    def reading(self, step: int) -> contextlib.AbstractContextManager[bool]:
+        """Within it the checkpoint of `step` is not removed, as far as leases reach (see `read_lease`)."""
+        return read_lease(self.committed(step))
+
+    def is_being_read(self, step: int) -> bool:
+        """Whether a process holds a lease on the checkpoint of `step`."""
+        return is_being_read(self.committed(step))
+
+    def commit(self, save: DirectorySave, manifest: Manifest) -> None:
         """Turn a directory whose shards are all durable into a checkpoint."""
+        written = save.path
+        save.clear_parts(manifest.world_size)
         write_durably(written / MANIFEST_FILE, encode_manifest(manifest))
         fsync_directory(written)
         target = self.committed(manifest.step)
@@ -181,10 +198,17 @@ class CheckpointDirectory:
             shutil.rmtree(doomed, ignore_errors=True)
         return is_free
 
-    def abandon(self, written: Path) -> None:
+    def is_committed(self, save: DirectorySave) -> bool:
+        """Whether a save has become the checkpoint of its step."""
+        name, _, save_id = save.path.name.removeprefix(_INCOMPLETE).rpartition("-")
+        if name not in fresh_listing(self.path):
+            return False
+        return read_save_id(self.path / name / MANIFEST_FILE) == save_id
+
+    def abandon(self, save: DirectorySave) -> None:
         """Delete what a failed save wrote. The name goes first: ranks still at work see at once that it ended."""
-        if written.exists():
-            shutil.rmtree(self._without_its_name(written), ignore_errors=True)
+        if save.path.exists():
+            shutil.rmtree(self._without_its_name(save.path), ignore_errors=True)
 
     def _without_its_name(self, path: Path) -> Path:
         doomed = self.path / f"{_REMOVED}{path.name.lstrip('.')}"
@@ -192,9 +216,10 @@ class CheckpointDirectory:
         path.rename(doomed)
         return doomed
 
-    def saves_under_way(self) -> list[Path]:
+    def saves_under_way(self) -> list[DirectorySave]:
         """Where ranks write just now, as far as this host can tell: a save may outlive who asked for it."""
-        return [path for path in self.path.glob(f"{_INCOMPLETE}*") if is_surely_held(path)]
+        found = (DirectorySave(path) for path in self.path.glob(f"{_INCOMPLETE}*"))
+        return [save for save in found if save.is_held_here()]
 
     def put_back_replaced(self) -> None:
         """Put every checkpoint back whose successor never came, for a crash came between the two renames.

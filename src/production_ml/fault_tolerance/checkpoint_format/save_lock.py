@@ -19,14 +19,15 @@ SILENCE_SECONDS: Final = 24 * 3600.0
 class SaveLock:
     """Held for rank 0 while a save is under way: the kernel lets go of it when its holder dies, however it dies."""
 
-    descriptor: int
+    descriptor: int | None
 
     def __init__(self, written: Path) -> None:
-        self.descriptor = os.open(written / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(written / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        self.descriptor = descriptor
         # On a file system without locks no save can be told dead, and leftovers stay: better than losing a live one.
         with contextlib.suppress(OSError):
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(self.descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode())
 
     @classmethod
     def adopt(cls, descriptor: int) -> SaveLock:
@@ -37,13 +38,19 @@ class SaveLock:
 
     def hand_over(self) -> None:
         """Another process has the descriptor now: the lock is held until that one lets go."""
-        os.close(self.descriptor)
+        self._close()
 
     def release(self) -> None:
         """Let go. Unlocked on purpose, not by closing alone: a forked worker may hold a copy of the descriptor."""
-        with contextlib.suppress(OSError):
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-        os.close(self.descriptor)
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        self._close()
+
+    def _close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def is_held(written: Path) -> bool:

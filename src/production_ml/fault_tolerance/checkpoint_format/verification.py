@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from production_ml.core.errors import DamagedCheckpointError
-from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, Manifest
 from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
 
@@ -43,7 +42,7 @@ class Damage:
         return f"{self.file}:{named} {self.problem}"
 
 
-def verify_all(directory: CheckpointDirectory) -> dict[int, list[Damage]]:
+def verify_all(directory: CheckpointPlace) -> dict[int, list[Damage]]:
     """For each step, oldest first, what is wrong with it. What a running training removes meanwhile is left out.
 
     Raises:
@@ -58,7 +57,7 @@ def verify_all(directory: CheckpointDirectory) -> dict[int, list[Damage]]:
     return verified
 
 
-def verify_checkpoint(directory: CheckpointDirectory, step: int) -> Iterator[Damage]:
+def verify_checkpoint(directory: CheckpointPlace, step: int) -> Iterator[Damage]:
     """Everything that is wrong with the checkpoint of `step`; nothing where it is sound.
 
     Raises:
@@ -83,11 +82,10 @@ def chunks_by_file(manifest: Manifest) -> dict[str, list[tuple[str, str, ChunkEn
 
 
 def _verify_file(
-    directory: CheckpointDirectory, manifest: Manifest, file: str, chunks: list[tuple[str, str, ChunkEntry]]
+    directory: CheckpointPlace, manifest: Manifest, file: str, chunks: list[tuple[str, str, ChunkEntry]]
 ) -> Iterator[Damage]:
-    path = directory.committed(manifest.step) / file
     try:
-        source = FileSource(path, step=manifest.step)
+        source = directory.source(manifest.step, file)
         with ShardReader(source, manifest.files[file], step=manifest.step) as reader:
             for name, dtype, chunk in chunks:
                 try:

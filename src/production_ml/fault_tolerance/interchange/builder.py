@@ -12,7 +12,7 @@ import torch
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, InputFileError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
 from production_ml.fault_tolerance.interchange.shards import ShardBoxes
@@ -40,15 +40,15 @@ class CheckpointBuilder:
 
     def __init__(
         self,
-        directory: CheckpointDirectory,
+        directory: CheckpointPlace,
         step: int,
         *,
         shard_bytes: int = SHARD_BYTES,
         on_bytes: Callable[[int], None] = lambda _: None,
     ) -> None:
-        if directory.committed(step).exists():
+        if directory.identity(step) is not None:
             raise InputFileError(
-                directory.committed(step), "exists already", cure="Choose another --step, or move that one away."
+                str(directory.committed(step)), "exists already", cure="Choose another --step, or move that one away."
             )
         self._directory = directory
         self._step = step
@@ -135,5 +135,5 @@ class CheckpointBuilder:
         self._content = ShardBoxes()
 
     def _write_error(self, problem: OSError) -> CheckpointWriteError:
-        what = f"The checkpoint of step {self._step} could not be written to {self._directory.path}"
+        what = f"The checkpoint of step {self._step} could not be written to {self._directory.url}"
         return write_error(what, problem, meaning=_UNCHANGED)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import json_safe
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.element_types import ELEMENT_BYTES, size_bytes, stored_form
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.shard_layout import HEADER_LENGTH
@@ -36,7 +36,7 @@ class Exported:
 
 
 def write_consolidated(
-    directory: CheckpointDirectory,
+    directory: CheckpointPlace,
     step: int,
     target_path: str | os.PathLike[str],
     *,

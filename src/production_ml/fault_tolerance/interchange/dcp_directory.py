@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from production_ml.core.errors import InputFileError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.interchange.builder import CheckpointBuilder
 from production_ml.fault_tolerance.interchange.consolidated import Exported
 from production_ml.fault_tolerance.interchange.dcp_metadata import location, read_dcp_metadata
@@ -31,7 +31,7 @@ from production_ml.fault_tolerance.interchange.whole_state import nested, stand_
 
 
 def write_dcp_directory(
-    directory: CheckpointDirectory,
+    directory: CheckpointPlace,
     step: int,
     target_path: str | os.PathLike[str],
     *,

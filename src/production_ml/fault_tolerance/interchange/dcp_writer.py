@@ -22,6 +22,7 @@ from torch.futures import Future
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.directory_save import DirectorySave
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_format.state_tree import encode_tree
@@ -192,19 +193,19 @@ class VerifiedStorageWriter(StorageWriter):
             raise ConfigError("step", None, "is missing", cure="Give VerifiedStorageWriter(directory, step).")
         return self._step
 
-    def _written_to(self, draft: _Draft) -> Path:
+    def _written_to(self, draft: _Draft) -> DirectorySave:
         """Where the ranks write. A planner that caches plans gives a rank the plan of an earlier save, with its id."""
         step = self._known_step()
         told = self._directory.incomplete(step, draft.save_id)
-        if told.is_dir():
+        if told.path.is_dir():
             return told
-        found = sorted(self._directory.path.glob(self._directory.incomplete(step, "*").name))
+        found = sorted(self._directory.path.glob(self._directory.incomplete(step, "*").path.name))
         if len(found) != 1:
             raise CheckpointWriteError(
                 f"The checkpoint of step {step} was given up: {len(found)} saves of it are under way.",
                 cure="Let one process group save it, on a file system that all ranks share.",
             )
-        return found[0]
+        return DirectorySave(found[0])
 
     def _give_up(self) -> None:
         if self._abandon is not None:
@@ -216,7 +217,7 @@ class VerifiedStorageWriter(StorageWriter):
         return write_error(what, problem)
 
 
-def _abandon(directory: CheckpointDirectory, written: Path, lock: SaveLock) -> None:
+def _abandon(directory: CheckpointDirectory, written: DirectorySave, lock: SaveLock) -> None:
     with contextlib.suppress(OSError):
         directory.abandon(written)
     lock.release()

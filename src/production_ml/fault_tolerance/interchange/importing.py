@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from production_ml.core.errors import ConfigError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.interchange.builder import CheckpointBuilder
 from production_ml.fault_tolerance.interchange.dcp_directory import DcpDirectory
@@ -58,7 +58,7 @@ def open_source(path: Path, kind: str | None, config: ImportConfig) -> Source:
 
 
 def commit_import(
-    source: Source, directory: CheckpointDirectory, step: int, *, on_bytes: Callable[[int], None] = lambda _: None
+    source: Source, directory: CheckpointPlace, step: int, *, on_bytes: Callable[[int], None] = lambda _: None
 ) -> Manifest:
     """Make a committed checkpoint of what was opened, and read it back; memory stays near `builder.SHARD_BYTES`.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Final
 
-from production_ml.core.errors import DamagedCheckpointError
+from production_ml.core.errors import CheckpointError, DamagedCheckpointError
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.blocks import block_range
-from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry, Manifest
 from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage, chunks_by_file
@@ -20,7 +20,7 @@ _THREADS: Final = min(8, os.cpu_count() or 1)
 
 
 def verify_in_parallel(
-    directory: CheckpointDirectory,
+    directory: CheckpointPlace,
     manifest: Manifest,
     *,
     threads: int = _THREADS,
@@ -54,21 +54,21 @@ def verify_in_parallel(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def structural_problem(directory: CheckpointDirectory, manifest: Manifest) -> str | None:
+def structural_problem(directory: CheckpointPlace, manifest: Manifest) -> str | None:
     """What is wrong with the files by their names and sizes alone; None where nothing is."""
     for file, entry in manifest.files.items():
-        path = directory.committed(manifest.step) / file
         try:
-            size = path.stat().st_size
-        except OSError as problem:
-            return f"{file} cannot be read ({problem.strerror})"
-        if size != entry.size_bytes:
-            return f"{file} has {size:,} bytes instead of {entry.size_bytes:,}"
+            with contextlib.closing(directory.source(manifest.step, file)) as source:
+                size_bytes = source.size_bytes
+        except CheckpointError as problem:
+            return f"{file}: {problem.problem}" if isinstance(problem, DamagedCheckpointError) else problem.what
+        if size_bytes != entry.size_bytes:
+            return f"{file} has {size_bytes:,} bytes instead of {entry.size_bytes:,}"
     return None
 
 
 def _verify_file(
-    directory: CheckpointDirectory,
+    directory: CheckpointPlace,
     manifest: Manifest,
     file: str,
     chunks: list[tuple[str, str, ChunkEntry]],
@@ -97,5 +97,5 @@ def _verify_file(
     return found
 
 
-def _reader(directory: CheckpointDirectory, step: int, file: str, entry: FileEntry) -> ShardReader:
-    return ShardReader(FileSource(directory.committed(step) / file, step=step), entry, step=step)
+def _reader(directory: CheckpointPlace, step: int, file: str, entry: FileEntry) -> ShardReader:
+    return ShardReader(directory.source(step, file), entry, step=step)

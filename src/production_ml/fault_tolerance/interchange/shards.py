@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
+from production_ml.fault_tolerance.checkpoint_format.base import SaveUnderWay
+from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry
 from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BYTES
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import dtype_name
+from production_ml.fault_tolerance.saving.commit import hash_shard
 from production_ml.fault_tolerance.saving.order import Holding, ShardContents
-from production_ml.fault_tolerance.saving.parts import Part, describe_part, shard_name
-from production_ml.fault_tolerance.saving.shard_writer import write_shard
+from production_ml.fault_tolerance.saving.parts import Part, describe_part
+from production_ml.storage.hashing import hash_bytes
 
 
 @dataclass(slots=True)
@@ -43,7 +45,7 @@ class ShardBoxes:
         self.data[key] = data.detach()
         self.size_bytes += data.nbytes
 
-    def write(self, directory: Path, number: int) -> Part:
+    def write(self, save: SaveUnderWay, number: int) -> Part:
         """Write all of it durably as the shard of that number.
 
         Raises:
@@ -57,5 +59,8 @@ class ShardBoxes:
             extent = layout.extents[key]
             if extent.size_bytes:
                 memory[extent.begin : extent.end].view(data.dtype).view(data.shape).copy_(data)
-        file, hashes = write_shard(directory / shard_name(number), memoryview(image), layout)
-        return describe_part(number, self.holdings, file, hashes)
+        image[: len(layout.header)] = layout.header
+        view = memoryview(image)
+        name = save.write_shard(number, view, layout.size_bytes)
+        file = FileEntry(size_bytes=layout.size_bytes, header_hash=hash_bytes(layout.header))
+        return describe_part(name, self.holdings, file, hash_shard(view, layout))

@@ -9,11 +9,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.element_types import ELEMENT_BYTES
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry
-from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
 from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
 
 Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
@@ -36,13 +34,15 @@ class CheckpointSource:
     """
 
     def __init__(
-        self, directory: CheckpointDirectory, step: int, *, on_bytes: Callable[[int], None] = lambda _: None
+        self, directory: CheckpointPlace, step: int, *, on_bytes: Callable[[int], None] = lambda _: None
     ) -> None:
-        self.path = directory.committed(step)
+        self.name = str(directory.committed(step))
+        """For messages."""
+        self._directory = directory
         self._on_bytes = on_bytes
         self._readers: dict[str, ShardReader] = {}
         with contextlib.ExitStack() as opened:
-            opened.enter_context(read_lease(self.path))
+            opened.enter_context(directory.reading(step))
             self.manifest = directory.manifest(step)
             self._open = opened.pop_all()
 
@@ -94,7 +94,7 @@ class CheckpointSource:
 
     def _reader(self, file: str) -> ShardReader:
         if file not in self._readers:
-            source = FileSource(self.path / file, step=self.manifest.step)
+            source = self._directory.source(self.manifest.step, file)
             reader = ShardReader(source, self.manifest.files[file], step=self.manifest.step)
             self._readers[file] = self._open.enter_context(reader)
         return self._readers[file]

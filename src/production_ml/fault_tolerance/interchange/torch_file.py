@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from production_ml.core.errors import InputFileError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.interchange.consolidated import Exported
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
@@ -29,7 +29,7 @@ _REFUSED: Final = re.compile(r"(?:GLOBAL|global|class) ([\w.]+\.\w+)")
 
 
 def write_torch_file(
-    directory: CheckpointDirectory,
+    directory: CheckpointPlace,
     step: int,
     target_path: str | os.PathLike[str],
     *,

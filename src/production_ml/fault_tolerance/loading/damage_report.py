@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
@@ -12,7 +11,7 @@ _SHOWN: Final = 5
 
 
 def describe(
-    step: int, damage: Sequence[Damage], *, resumed_step: int | None, kept_in: Path | None, directory: Path
+    step: int, damage: Sequence[Damage], *, resumed_step: int | None, kept_in: object | None, directory: str
 ) -> str:
     """The warning for one damaged checkpoint.
 

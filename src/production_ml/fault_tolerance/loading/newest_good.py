@@ -11,15 +11,14 @@ import torch
 
 from production_ml.core.errors import CheckpointError, DamagedCheckpointError
 from production_ml.fault_tolerance.agreement import gather_json
-from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
+from production_ml.fault_tolerance.checkpoint_format.byte_source import ByteSource
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
-from production_ml.fault_tolerance.checkpoint_format.save_lock import is_surely_held
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.answers import answer, found_damage, raise_problems
 from production_ml.fault_tolerance.loading.copying_threads import copying_threads
-from production_ml.fault_tolerance.loading.reading import read_boxes
+from production_ml.fault_tolerance.loading.reading import Verify, read_boxes
 from production_ml.fault_tolerance.saving.patience import Patience
 
 _LOG: Final = logging.getLogger(__name__)
@@ -45,7 +44,12 @@ class Search:
 
 
 def search(
-    directory: CheckpointDirectory, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int
+    directory: CheckpointPlace,
+    plan: Callable[[Manifest], Restoration],
+    *,
+    rank: int,
+    world_size: int,
+    verify: Verify = "full",
 ) -> Search:
     """Find the newest checkpoint that is good on all ranks. Every rank has to call this.
 
@@ -54,6 +58,7 @@ def search(
         plan: Finds out whether a checkpoint fits, and what this rank reads of it.
         rank: This rank.
         world_size: The number of ranks that load together.
+        verify: What is compared with its hashes, see `read_boxes`.
 
     Raises:
         CheckpointMismatchError: The newest good one does not fit, on this rank or another.
@@ -66,7 +71,7 @@ def search(
     # Listed anew each time: a training that runs beside this process commits, replaces and prunes.
     while steps := [step for step in _steps(directory, rank=rank) if step not in damaged]:
         step = steps[-1]
-        tried = _try(directory, step, plan, rank=rank, world_size=world_size)
+        tried = _try(directory, step, plan, rank=rank, world_size=world_size, verify=verify)
         answers = gather_json({**answer(tried.problem), "is_gone": tried.is_gone}, call=f"load_latest of step {step}")
         if any(theirs["is_gone"] for theirs in answers):
             _check_shared(directory, step, gone, [theirs["is_gone"] for theirs in answers])
@@ -102,7 +107,7 @@ def apply_on_all(found: Verified) -> dict[str, Any]:
     return extras
 
 
-def _await_saves_under_way(directory: CheckpointDirectory) -> None:
+def _await_saves_under_way(directory: CheckpointPlace) -> None:
     """Let the writers of workers that died finish: what they write is newer than all that is committed.
 
     They do not wait long for ranks that died too. Who trains in the same directory at the same time does not hold this
@@ -110,13 +115,13 @@ def _await_saves_under_way(directory: CheckpointDirectory) -> None:
     """
     under_way = directory.saves_under_way()
     patience = Patience(_SAVES_UNDER_WAY_SECONDS)
-    while any(is_surely_held(path) for path in under_way):
+    while any(save.is_held_here() for save in under_way):
         if not patience.pause():
-            _LOG.warning("%s: another process has been saving there for a minute; it is not waited for", directory.path)
+            _LOG.warning("%s: another process has been saving there for a minute; it is not waited for", directory.url)
             return
 
 
-def _steps(directory: CheckpointDirectory, *, rank: int) -> list[int]:
+def _steps(directory: CheckpointPlace, *, rank: int) -> list[int]:
     """Rank 0's listing counts: the others may see an older one, and all have to try the same steps."""
     steps: list[int] = []
     problem = ""
@@ -125,9 +130,9 @@ def _steps(directory: CheckpointDirectory, *, rank: int) -> list[int]:
             directory.put_back_replaced()
             steps = directory.steps()
     except OSError as error:
-        problem = f"{directory.path}: cannot be listed ({error.strerror})."
+        problem = f"{directory.url}: cannot be listed ({error.strerror})."
     except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
-        problem = f"{directory.path}: cannot be listed ({error!r})."
+        problem = f"{directory.url}: cannot be listed ({error!r})."
     first = gather_json({"steps": steps, "problem": problem}, call="load_latest")[0]
     if first["problem"]:
         cure = "Give this user the right to read the checkpoint directory, then start again."
@@ -144,19 +149,26 @@ class _Tried:
 
 
 def _try(
-    directory: CheckpointDirectory, step: int, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int
+    directory: CheckpointPlace,
+    step: int,
+    plan: Callable[[Manifest], Restoration],
+    *,
+    rank: int,
+    world_size: int,
+    verify: Verify,
 ) -> _Tried:
     """Read a checkpoint, and keep what is wrong with it: the other ranks wait to hear of it before this one raises."""
     identity = directory.identity(step)
     try:
-        manifest = directory.manifest(step)
-        restoration = plan(manifest)
-        path = directory.committed(step)
+        with directory.reading(step):
+            manifest = directory.manifest(step)
+            restoration = plan(manifest)
 
-        def open_source(file: str) -> FileSource:
-            return FileSource(path / file, step=step)
+            def open_source(file: str) -> ByteSource:
+                return directory.source(step, file)
 
-        tensors = read_boxes(open_source, manifest, restoration.boxes, rank=rank, world_size=world_size)
+            wanted = restoration.boxes
+            tensors = read_boxes(open_source, manifest, wanted, rank=rank, world_size=world_size, verify=verify)
         return _Tried(Verified(manifest, restoration, tensors))
     except DamagedCheckpointError as problem:
         return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)
@@ -164,7 +176,7 @@ def _try(
         return _Tried(problem=problem)
 
 
-def _check_shared(directory: CheckpointDirectory, step: int, gone: set[int], is_gone: list[bool]) -> None:
+def _check_shared(directory: CheckpointPlace, step: int, gone: set[int], is_gone: list[bool]) -> None:
     """What one rank misses while rank 0 goes on listing it is not damaged: another node does not see it.
 
     To quarantine that would take good checkpoints away.

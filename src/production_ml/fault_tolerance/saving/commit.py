@@ -1,4 +1,4 @@
-"""The commit: every rank's shard and part durable, then rank 0's manifest, then the name. Files alone carry the news.
+"""The commit: every rank's shard and part stored, then rank 0's manifest, then the name. Files carry the news.
 
 Nothing here talks over the process group: it belongs to the training, which may be in another process, or dead.
 """
@@ -6,29 +6,33 @@ Nothing here talks over the process group: it belongs to the training, which may
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
-from production_ml.fault_tolerance.checkpoint_format.manifest import MANIFEST_FILE, Manifest, read_save_id
+from production_ml.fault_tolerance.checkpoint_format.blocks import block_hashes
+from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry, Manifest
+from production_ml.fault_tolerance.checkpoint_format.shard_layout import ShardLayout
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
 from production_ml.fault_tolerance.saving.parts import (
     Part,
+    decode_part,
     describe_part,
-    fresh_listing,
+    encode_failure,
+    encode_part,
     merge_parts,
-    part_name,
-    read_parts,
-    shard_name,
-    write_failure,
-    write_part,
 )
 from production_ml.fault_tolerance.saving.patience import Patience
-from production_ml.fault_tolerance.saving.shard_writer import write_shard
+from production_ml.storage.hashing import hash_bytes
 
 _LISTING_LAG_SECONDS: Final = 60.0
 """Over NFS the old name may be seen to go long before the new one is seen to come. Only a failed save waits for it."""
+
+
+class GivenUpError(CheckpointWriteError):
+    """Rank 0 gave a save up, and knows why; this rank had written its share."""
 
 
 def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest | None:
@@ -50,7 +54,7 @@ def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manife
             return _lead(order, image, patience)
         _follow(order, image, patience)
     except OSError as problem:
-        what = f"The checkpoint of step {order.step} could not be written to {order.directory.path}"
+        what = f"The checkpoint of step {order.step} could not be written to {order.directory.url}"
         raise write_error(what, problem) from problem
     return None
 
@@ -61,14 +65,12 @@ def give_up(order: SaveOrder, problem: str) -> None:
         if order.rank == 0:
             order.directory.abandon(order.written)
         else:
-            write_failure(order.written, order.rank, problem)
+            order.written.write_part(order.rank, encode_failure(problem))
 
 
 def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
     try:
         whole = merge_parts([_write_shard(order, image), *_await_parts(order, patience)])
-        for rank in range(1, order.world_size):
-            (order.written / part_name(rank)).unlink()
         manifest = Manifest(
             step=order.step,
             save_id=order.save_id,
@@ -90,13 +92,13 @@ def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
 
 def _follow(order: SaveOrder, image: memoryview, patience: Patience) -> None:
     try:
-        write_part(order.written, order.rank, _write_shard(order, image))
+        order.written.write_part(order.rank, encode_part(_write_shard(order, image)))
     except BaseException as problem:
         # The shard goes first: on a full disk it makes the room for the few bytes that tell rank 0.
         with contextlib.suppress(OSError):
-            (order.written / shard_name(order.rank)).unlink(missing_ok=True)
+            order.written.withdraw(order.rank)
         with contextlib.suppress(OSError):
-            write_failure(order.written, order.rank, _reason(problem))
+            order.written.write_part(order.rank, encode_failure(_reason(problem), getattr(problem, "errno", None)))
         raise
     _await_commit(order, patience)
 
@@ -105,8 +107,19 @@ def _write_shard(order: SaveOrder, image: memoryview) -> Part:
     rank_values = () if order.rank_values is None else (order.rank_values,)
     if not order.contents.holdings:
         return Part({}, {}, rank_values)
-    file, hashes = write_shard(order.written / shard_name(order.rank), image, order.contents.layout)
-    return replace(describe_part(order.rank, order.contents.holdings, file, hashes), rank_values=rank_values)
+    layout = order.contents.layout
+    image[: len(layout.header)] = layout.header
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as hasher:
+        hashing = hasher.submit(hash_shard, image, layout)
+        name = order.written.write_shard(order.rank, image, layout.size_bytes)
+        file = FileEntry(size_bytes=layout.size_bytes, header_hash=hash_bytes(layout.header))
+        part = describe_part(name, order.contents.holdings, file, hashing.result())
+    return replace(part, rank_values=rank_values)
+
+
+def hash_shard(image: memoryview, layout: ShardLayout) -> dict[str, tuple[str, ...]]:
+    """XXH3-128 of each block of each tensor, by key."""
+    return {key: block_hashes(image[extent.begin : extent.end]) for key, extent in layout.extents.items()}
 
 
 def _await_parts(order: SaveOrder, patience: Patience) -> list[Part]:
@@ -114,7 +127,8 @@ def _await_parts(order: SaveOrder, patience: Patience) -> list[Part]:
     ranks = range(1, order.world_size)
     found: dict[int, Part] = {}
     while missing := [rank for rank in ranks if rank not in found]:
-        found |= read_parts(order.written, missing)
+        told = order.written.read_parts(missing)
+        found |= {rank: decode_part(rank, told[rank]) for rank in sorted(told)}
         late = [rank for rank in missing if rank not in found]
         if late and not patience.pause():
             raise CheckpointWriteError(
@@ -126,7 +140,7 @@ def _await_parts(order: SaveOrder, patience: Patience) -> list[Part]:
 
 
 def _await_commit(order: SaveOrder, patience: Patience) -> None:
-    while order.written.name in fresh_listing(order.directory.path):
+    while order.written.is_claimed():
         if not patience.pause():
             raise CheckpointWriteError(
                 f"The checkpoint of step {order.step} was not committed in time by rank 0.",
@@ -134,20 +148,13 @@ def _await_commit(order: SaveOrder, patience: Patience) -> None:
                 cure="Look at what rank 0 did last: it may have died, or its disk may hang.",
             )
     arrival = Patience(min(_LISTING_LAG_SECONDS, patience.timeout_seconds))
-    while not _is_committed(order):
+    while not order.directory.is_committed(order.written):
         if not arrival.pause():
-            raise CheckpointWriteError(
+            raise GivenUpError(
                 f"The checkpoint of step {order.step} was given up by rank 0.",
                 meaning=UNCHANGED,
                 cure="Rank 0's log says why (event checkpoint_save_failed).",
             )
-
-
-def _is_committed(order: SaveOrder) -> bool:
-    target = order.directory.committed(order.step)
-    if target.name not in fresh_listing(order.directory.path):
-        return False
-    return read_save_id(target / MANIFEST_FILE) == order.save_id
 
 
 def _reason(problem: BaseException) -> str:

@@ -1,12 +1,12 @@
-"""Before a save is under way: what this rank would write, and the agreement of all ranks that it will be written."""
+"""Before a save is under way: what this rank would write, and what of it has to be copied before training goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import operator
 import secrets
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from production_ml.core.errors import CheckpointWriteError, ConfigError
-from production_ml.fault_tolerance.agreement import gather_json, told
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace, Claim
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
-from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
+from production_ml.fault_tolerance.saving.order import SaveOrder, write_error
 from production_ml.fault_tolerance.saving.save_in_flight import report_failure
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlan, ShardPlanner
 from production_ml.fault_tolerance.saving.staging import Staging, Transfer
@@ -35,13 +33,17 @@ class SaveInputs:
     extra: Mapping[str, Any]
 
 
+class SavingIsPausedError(Exception):
+    """The disk is full, which the log tells already; training goes on without this checkpoint."""
+
+
 @dataclass(frozen=True, slots=True)
 class SaveDraft:
     """What one rank has ready."""
 
     order: SaveOrder
     transfer: Transfer
-    lock: SaveLock | None
+    lock: Claim | None
     """Rank 0's, on the directory that it made."""
     fingerprint: str
     """Of the model and optimizer; ranks whose models differ cannot make one checkpoint."""
@@ -58,11 +60,13 @@ class SaveDraft:
 class Drafting:
     """What drafts are made with; it is kept from save to save."""
 
-    directory: CheckpointDirectory
+    directory: CheckpointPlace
     planner: ShardPlanner
     staging: Staging
     rank: int
     world_size: int
+    admits: Callable[[int, int], bool] | None = None
+    """Rank 0's: whether there is room for a step of so many bytes; None where nobody can tell."""
 
     def plan(self, inputs: SaveInputs) -> ShardPlan:
         """What this rank would write.
@@ -91,15 +95,19 @@ class Drafting:
         Raises:
             CheckpointWriteError: Something cannot be saved, or the directory cannot be made.
             ConfigError: A step or metric is not a number, or an extra has a name that is taken.
+            SavingIsPausedError: There is no room for it.
         """
         step, metrics = parse_step(inputs.step), parse_metrics(inputs.metrics)
-        lock: SaveLock | None = None
+        lock: Claim | None = None
         save_id = secrets.token_hex(8)
         try:
             captured = capture(inputs.model, inputs.optimizer, inputs.extra)
             plan = self.planner.plan(captured.tensors)
+            self._check_room(step, plan)
             lock = self.directory.begin(step, save_id) if self.rank == 0 else None
             transfer = self.staging.begin(plan, deferrable)
+        except SavingIsPausedError:
+            raise
         except BaseException as problem:
             if lock is not None:
                 with contextlib.suppress(OSError):
@@ -119,59 +127,18 @@ class Drafting:
         )
         return SaveDraft(order, transfer, lock, plan.fingerprint)
 
+    def _check_room(self, step: int, plan: ShardPlan) -> None:
+        if self.admits is not None and not self.admits(step, plan.contents.layout.size_bytes):
+            raise SavingIsPausedError
+
     def _told(self, step: int, problem: BaseException) -> BaseException:
         """The error to raise; those that mean that there is no checkpoint are in the log too."""
         if isinstance(problem, OSError):
-            what = f"The checkpoint of step {step} could not be written to {self.directory.path}"
+            what = f"The checkpoint of step {step} could not be written to {self.directory.url}"
             problem = write_error(what, problem)
         if isinstance(problem, CheckpointWriteError):
             report_failure(step, problem)
         return problem
-
-
-def agree(draft: SaveDraft | None, problem: Exception | None) -> SaveDraft:
-    """Hear from all ranks whether this save can begin; either all go on or all raise.
-
-    Raises:
-        CheckpointWriteError: Another rank cannot, or the ranks do not mean the same save.
-        CheckpointError: Another rank does not save at all, but loads.
-        Exception: This rank's own `problem`.
-    """
-    try:
-        answers = gather_json(_answer(draft, problem), call="save")
-        return _agreed(draft, problem, answers)
-    except BaseException:
-        if draft is not None:
-            draft.abandon()
-        raise
-
-
-def _answer(draft: SaveDraft | None, problem: Exception | None) -> dict[str, Any]:
-    if draft is None or problem is not None:
-        return {"problem": told(problem) if problem else "unknown"}
-    return {"step": draft.order.step, "save_id": draft.order.save_id, "fingerprint": draft.fingerprint}
-
-
-def _agreed(draft: SaveDraft | None, problem: Exception | None, answers: list[dict[str, Any]]) -> SaveDraft:
-    refusal = _refusal(answers)
-    if problem is not None or refusal or draft is None:
-        raise problem or CheckpointWriteError(refusal, meaning=UNCHANGED)
-    return replace(draft, order=replace(draft.order, save_id=answers[0]["save_id"]))
-
-
-def _refusal(answers: list[dict[str, Any]]) -> str:
-    for rank, answer in enumerate(answers):
-        if "problem" in answer:
-            return f"Rank {rank} cannot save: {answer['problem']}"
-    steps = [answer["step"] for answer in answers]
-    if len(set(steps)) > 1:
-        return f"The ranks save different steps ({', '.join(map(str, steps))}): each save needs all ranks at one step."
-    if len({answer["fingerprint"] for answer in answers}) > 1:
-        return (
-            "The ranks hold different models or optimizers, as with pipeline parallelism or a sharded optimizer: "
-            "a checkpoint holds one model, replicated (DDP) or sharded (FSDP2)."
-        )
-    return ""
 
 
 def parse_step(step: Any) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from production_ml.core.errors import CheckpointWriteError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace, SaveUnderWay
 from production_ml.fault_tolerance.checkpoint_format.shard_layout import ShardLayout, lay_out
 
 UNCHANGED: Final = "Training can go on; the newest committed checkpoint is unchanged."
@@ -72,7 +71,7 @@ class ShardContents:
 class SaveOrder:
     """What one rank writes for one checkpoint."""
 
-    directory: CheckpointDirectory
+    directory: CheckpointPlace
     step: int
     save_id: str
     rank: int
@@ -86,7 +85,7 @@ class SaveOrder:
     contents: ShardContents
 
     @property
-    def written(self) -> Path:
+    def written(self) -> SaveUnderWay:
         """Where the ranks write until the commit."""
         return self.directory.incomplete(self.step, self.save_id)
 

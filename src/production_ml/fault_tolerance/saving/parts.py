@@ -1,12 +1,11 @@
-"""A rank's part: the small durable file that says its shard is whole, or why it never will be."""
+"""A rank's part: the few words that say its shard is whole, or why it never will be."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from production_ml.core.errors import CheckpointWriteError
@@ -20,7 +19,6 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     tensor_json,
 )
 from production_ml.fault_tolerance.saving.order import UNCHANGED, Holding
-from production_ml.storage.durable import replace_durably
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +32,11 @@ class Part:
     """This rank's state that differs by rank, or all ranks'; empty where there is none."""
 
 
-def shard_name(rank: int) -> str:
-    """The file of a rank's tensors."""
-    return f"rank-{rank:05d}.safetensors"
-
-
-def part_name(rank: int) -> str:
-    """The file that says a rank has written its tensors."""
-    return f"rank-{rank:05d}.part.json"
-
-
 def describe_part(
-    rank: int, holdings: Sequence[Holding], file: FileEntry, hashes: Mapping[str, tuple[str, ...]]
+    name: str, holdings: Sequence[Holding], file: FileEntry, hashes: Mapping[str, tuple[str, ...]]
 ) -> Part:
-    """The part of a rank that wrote `holdings` to its shard."""
+    """The part of a rank that wrote `holdings` to the shard of that name."""
     tensors: dict[str, TensorEntry] = {}
-    name = shard_name(rank)
     for held in holdings:
         chunk = ChunkEntry(file=name, key=held.key, offsets=held.offsets, shape=held.box_shape, hashes=hashes[held.key])
         before = tensors[held.name].chunks if held.name in tensors else ()
@@ -57,40 +44,29 @@ def describe_part(
     return Part({name: file}, tensors)
 
 
-def write_part(directory: Path, rank: int, part: Part) -> None:
-    """Make a rank's part durable, at once or not at all."""
-    _write(directory, rank, _part_json(part))
+def encode_part(part: Part) -> bytes:
+    """What a rank tells once its shard is stored."""
+    return json.dumps(_part_json(part)).encode()
 
 
-def write_failure(directory: Path, rank: int, problem: str) -> None:
-    """Tell rank 0 that this rank's part will not come."""
-    _write(directory, rank, {"problem": problem})
+def encode_failure(problem: str, errno: int | None = None) -> bytes:
+    """What a rank tells where its shard will not come, with the system's number for why."""
+    return json.dumps({"problem": problem, "errno": errno}).encode()
 
 
-def read_parts(directory: Path, ranks: Iterable[int]) -> dict[int, Part]:
-    """The parts of those of `ranks` whose parts are there.
+def decode_part(rank: int, told: bytes) -> Part:
+    """What a rank has told.
 
     Raises:
-        CheckpointWriteError: A rank said that its part will not come.
-        OSError: `directory` is gone, or cannot be read.
+        CheckpointWriteError: Its part will not come.
     """
-    listed = fresh_listing(directory)
-    return {rank: _read(directory, rank) for rank in ranks if part_name(rank) in listed}
-
-
-def fresh_listing(directory: Path) -> set[str]:
-    """The names in `directory` now.
-
-    Over NFS a file that is asked for by name before it is there is taken to be missing for 30 to 60 seconds more. To
-    open a directory asks the server.
-    """
-    return {entry.name for entry in directory.iterdir()}
-
-
-def _read(directory: Path, rank: int) -> Part:
-    document = json.loads((directory / part_name(rank)).read_bytes())
+    document = json.loads(told)
     if "problem" in document:
-        raise CheckpointWriteError(f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED)
+        error = CheckpointWriteError(
+            f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED
+        )
+        error.errno = document["errno"]
+        raise error
     files = {name: file_entry(entry) for name, entry in document["files"].items()}
     tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
     return Part(files, tensors, tuple(document["rank_values"]))
@@ -131,7 +107,3 @@ def _part_json(part: Part) -> dict[str, Any]:
         "tensors": {name: tensor_json(entry) for name, entry in part.tensors.items()},
         "rank_values": part.rank_values,
     }
-
-
-def _write(directory: Path, rank: int, document: dict[str, Any]) -> None:
-    replace_durably(directory / part_name(rank), json.dumps(document).encode())

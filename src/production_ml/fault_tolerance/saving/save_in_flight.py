@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.saving.commit import give_up
+from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
+from production_ml.fault_tolerance.saving.free_space import full_disk_error
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
@@ -40,15 +42,22 @@ class SaveInFlight:
         image: Where it is copied to.
         writer: Writes it.
         on_commit: Called on rank 0 after the commit, in the same thread.
+        disk_pause: Rank 0's, where the checkpoints are on a disk that may be full.
     """
 
     def __init__(
-        self, draft: SaveDraft, image: ShardImage, writer: Writer, on_commit: Callable[[Committed], None]
+        self,
+        draft: SaveDraft,
+        image: ShardImage,
+        writer: Writer,
+        on_commit: Callable[[Committed], None],
+        disk_pause: DiskPause | None = None,
     ) -> None:
         self._draft = draft
         self._image = image
         self._writer = writer
         self._on_commit = on_commit
+        self._disk_pause = disk_pause
         self._thread: threading.Thread | None = None
         self.error: CheckpointWriteError | None = None
         """Why there is no checkpoint; None while it is under way, and after a commit."""
@@ -62,7 +71,8 @@ class SaveInFlight:
         """Work, and keep what came of it."""
         order = self._draft.order
         try:
-            size_bytes = self._carry_out()
+            self._copy()
+            size_bytes = self._write()
         except CheckpointWriteError as error:
             self.error = error
         except Exception as problem:  # noqa: BLE001 - a thread has nobody to raise to: the next save() raises it
@@ -75,16 +85,31 @@ class SaveInFlight:
         elif order.rank == 0:
             self._follow_up(Committed(order.step, size_bytes))
 
-    def _carry_out(self) -> int:
-        order, lock = self._draft.order, self._draft.lock
+    @property
+    def met_full_disk(self) -> bool:
+        """Whether it failed for want of room; that is no error to raise, for the disk's pause has told of it."""
+        return self.error is not None and full_disk_error(self.error) is not None
+
+    def _copy(self) -> None:
         try:
             self._draft.transfer.run()
         except BaseException as problem:
-            give_up(order, str(problem))
-            if lock is not None:
-                lock.release()
+            give_up(self._draft.order, str(problem))
+            if self._draft.lock is not None:
+                self._draft.lock.release()
             raise
-        return self._writer.write(order, self._image, lock)
+
+    def _write(self) -> int:
+        order, needed_bytes = self._draft.order, self._draft.order.contents.layout.size_bytes
+        try:
+            return self._writer.write(order, self._image, self._draft.lock)
+        except CheckpointWriteError as error:
+            pause = self._disk_pause
+            verdict = pause and pause.failed(error, step=order.step, needed_bytes=needed_bytes)
+            # Other ranks have heard that it failed; alone, the image is still here, and is written again.
+            if verdict is not Verdict.RETRY or order.world_size > 1:
+                raise
+        return self._writer.write(order, self._image, order.directory.begin(order.step, order.save_id))
 
     def _follow_up(self, committed: Committed) -> None:
         try:

@@ -14,9 +14,13 @@ from torch.optim import Optimizer
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.agreement import rank_and_world_size
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, agree
+from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
+from production_ml.fault_tolerance.saving.commit import GivenUpError
+from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
+from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, SavingIsPausedError
+from production_ml.fault_tolerance.saving.free_space import full_disk_error
 from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors
+from production_ml.fault_tolerance.saving.save_agreement import Standing, agree
 from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
 from production_ml.fault_tolerance.saving.staging import Staging, TornSaveError
@@ -34,37 +38,42 @@ class Saver:
         directory: Where to.
         asynchronous: Whether training goes on while they are written.
         on_commit: Called on rank 0 after each commit.
+        disk_pause: What to do on a full disk; None where there is no disk.
     """
 
     _drafting: Drafting | None
     _in_flight: SaveInFlight | None
 
-    def __init__(self, directory: CheckpointDirectory, *, asynchronous: bool, on_commit: OnCommit) -> None:
+    def __init__(
+        self,
+        directory: CheckpointPlace,
+        *,
+        asynchronous: bool,
+        on_commit: OnCommit,
+        disk_pause: DiskPause | None = None,
+    ) -> None:
         self._directory = directory
         self._asynchronous = asynchronous
         self._on_commit = on_commit
+        self._disk_pause = disk_pause
+        self._committed_bytes = 0
         self._leftovers_are_cleared = False
         self._may_defer = asynchronous
         self._begin_anew()
 
-    def save(self, inputs: SaveInputs) -> Mapping[str, float]:
+    def save(self, inputs: SaveInputs) -> Mapping[str, float] | None:
         """Save the state as it is now; see `CheckpointManager.save`.
 
         Returns:
-            The metrics as numbers.
+            The metrics as numbers; None where the save was left out for want of room.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
-        draft: SaveDraft | None = None
-        problem: Exception | None = None
-        try:
-            if self._pid != os.getpid():
-                # Forked: the image is shared memory, and the writer and the save under way are the parent's.
-                self._begin_anew()
-            self.wait()
-            draft = self._draft(inputs)
-        except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
-            problem = error
-        agreed = agree(draft, problem)
+        if self._pid != os.getpid():
+            # Forked: the image is shared memory, and the writer and the save under way are the parent's.
+            self._begin_anew()
+        agreed = agree(self._standing(inputs))
+        if agreed is None:
+            return None
         self._gate.close_for(agreed.transfer)
         self._begin(agreed, started_seconds)
         return agreed.order.metrics
@@ -87,20 +96,19 @@ class Saver:
             self._in_flight.join()
 
     def wait(self) -> None:
-        """Return when the save under way is committed.
+        """Return when the save under way is committed, or was left out for want of room.
 
         Raises:
             CheckpointWriteError: It failed.
         """
-        if self._in_flight is None:
+        ended = self._ended()
+        if ended is None or ended.error is None or ended.met_full_disk:
             return
-        self._in_flight.join()
-        ended, self._in_flight = self._in_flight, None
-        if isinstance(ended.error, TornSaveError):
-            # It is in the log, and cannot happen again: nothing is gained by ending a training over it.
-            self._may_defer = False
-        elif ended.error is not None:
-            raise ended.error
+        if isinstance(ended.error, GivenUpError):
+            # Rank 0 knows why, and raises it where it is an error; a full disk on its side is none.
+            _LOG.warning("%s", ended.error)
+            return
+        raise ended.error
 
     def leave_soon(self) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""
@@ -132,6 +140,45 @@ class Saver:
         self._preparing: threading.Thread | None = None
         self._pid = os.getpid()
 
+    def _ended(self) -> SaveInFlight | None:
+        """The save that was under way, once it has ended."""
+        if self._in_flight is None:
+            return None
+        self._in_flight.join()
+        ended, self._in_flight = self._in_flight, None
+        if isinstance(ended.error, TornSaveError):
+            # It is in the log, and cannot happen again: nothing is gained by ending a training over it.
+            self._may_defer = False
+            return None
+        return ended
+
+    def _standing(self, inputs: SaveInputs) -> Standing:
+        met_full_disk = False
+        try:
+            before = self._ended()
+            if before is not None and before.error is not None:
+                met_full_disk = before.met_full_disk
+                if not met_full_disk:
+                    return Standing(problem=before.error)
+            return Standing(draft=self._draft(inputs), met_full_disk=met_full_disk)
+        except SavingIsPausedError:
+            return Standing(is_paused=True, met_full_disk=met_full_disk)
+        except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
+            if self._is_pause(inputs, error):
+                return Standing(is_paused=True, met_full_disk=met_full_disk)
+            return Standing(problem=error, met_full_disk=met_full_disk)
+
+    def _is_pause(self, inputs: SaveInputs, error: Exception) -> bool:
+        """Whether the disk was too full even for the directory of the save."""
+        pause = self._disk_pause
+        if pause is None or full_disk_error(error) is None:
+            return False
+        return pause.failed(error, step=int(inputs.step), needed_bytes=self._committed_bytes) is not Verdict.NOT_FULL
+
+    def _admits(self, step: int, size_bytes: int) -> bool:
+        # This rank knows its own share; the checkpoint before it tells what all shares come to.
+        return self._disk_pause is None or self._disk_pause.admits(step, max(size_bytes, self._committed_bytes))
+
     def _drafting_now(self) -> Drafting:
         rank, world_size = rank_and_world_size()
         if self._drafting is None or (self._drafting.rank, self._drafting.world_size) != (rank, world_size):
@@ -141,6 +188,7 @@ class Saver:
                 staging=self._staging,
                 rank=rank,
                 world_size=world_size,
+                admits=self._admits if rank == 0 else None,
             )
         return self._drafting
 
@@ -183,11 +231,15 @@ class Saver:
         stall_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
 
         def on_commit(committed: Committed) -> None:
+            self._committed_bytes = committed.size_bytes
             duration = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
             stall = stall_seconds + self._gate.stall_seconds if self._asynchronous else duration
             self._on_commit(committed, duration, stall)
+            if self._disk_pause is not None:
+                self._disk_pause.succeeded(committed.step)
 
-        self._in_flight = SaveInFlight(draft, self._staging.image, self._writer, on_commit)
+        pause = self._disk_pause if draft.order.rank == 0 else None
+        self._in_flight = SaveInFlight(draft, self._staging.image, self._writer, on_commit, pause)
         if self._asynchronous:
             self._in_flight.start()
         else:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from production_ml.cli.checkpoint.arguments import complete_step, parse_best, parse_place
+from production_ml.cli.checkpoint.arguments import complete_directory, complete_step, parse_best, parse_place
 from production_ml.core.errors import ConfigError
 
 
@@ -15,6 +15,13 @@ def test_the_shell_completes_the_steps_that_are_there(root, tmp_path):
     assert complete_step(SimpleNamespace(params={"directory": str(root)}), "2") == ["200"]
     assert complete_step(SimpleNamespace(params={"directory": tmp_path / "absent"}), "") == []
     assert complete_step(SimpleNamespace(params={}), "") == []
+
+
+def test_the_shell_completes_directories(root, tmp_path):
+    (tmp_path / "check").touch()
+
+    assert complete_directory(f"{tmp_path}/che") == [str(root)]
+    assert complete_directory(f"{tmp_path}/absent/") == []
 
 
 @pytest.mark.parametrize(("form", "step"), [("{}", 300), ("{}@100", 100), ("{}/step-00000200", 200)])

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from production_ml.core.errors import CheckpointWriteError, DamagedCheckpointError
+from production_ml.fault_tolerance.checkpoint_format.directory_save import DirectorySave
 from production_ml.fault_tolerance.interchange.consolidated import write_consolidated
 
 
@@ -84,7 +85,7 @@ def test_two_tensors_of_one_name_are_refused(cut, tmp_path):
     manifest = directory.manifest(1)
     manifest.values["model"].clear()
     manifest.values["model"]["w"] = {"$tensor": "model.w"}
-    directory.commit(directory.committed(1).rename(tmp_path / ".incomplete-step-00000001-0"), manifest)
+    directory.commit(DirectorySave(directory.committed(1).rename(directory.incomplete(1, "0").path)), manifest)
 
     with pytest.raises(CheckpointWriteError, match="'w' and another tensor"):
         write_consolidated(directory, 1, tmp_path / "w.safetensors", with_optimizer=True)
@@ -94,6 +95,7 @@ _MEMORY = """
 import resource, sys
 from pathlib import Path
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.directory_save import DirectorySave
 from production_ml.fault_tolerance.interchange.consolidated import write_consolidated
 directory = CheckpointDirectory(Path(sys.argv[1]))
 directory.manifest(1)

@@ -42,4 +42,4 @@ def test_a_missing_or_short_file_is_seen_without_reading(cut):
     second.write_bytes(second.read_bytes()[:-1])
     assert "bytes instead of" in structural_problem(directory, manifest)
     first.unlink()
-    assert "cannot be read" in structural_problem(directory, manifest)
+    assert "the file is missing" in structural_problem(directory, manifest)

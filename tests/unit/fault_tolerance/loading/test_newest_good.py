@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -72,12 +74,26 @@ def test_a_sound_one_that_does_not_fit_stops_the_search(three_steps):
         search(three_steps, refuse, rank=0, world_size=1)
 
 
-def test_what_a_training_removes_meanwhile_is_not_damage_and_its_newer_one_is_taken(three_steps, order_of):
+def test_what_is_being_loaded_is_not_removed_by_a_training_that_prunes_meanwhile(three_steps, order_of):
+    def plan_while_the_training_goes_on(manifest) -> Restoration:
+        commit(three_steps, order_of, 4)
+        assert [three_steps.remove(step) for step in (1, 2, 3)] == [True, True, False]
+        return everything(manifest)
+
+    found = search(three_steps, plan_while_the_training_goes_on, rank=0, world_size=1)
+
+    assert found.newest_good.manifest.step == 3
+    assert three_steps.remove(3)
+
+
+def test_what_vanishes_meanwhile_is_not_damage_and_a_newer_one_is_taken(three_steps, order_of):
+    """As where a file system has no locks, or a person deletes."""
+
     def plan_while_the_training_goes_on(manifest) -> Restoration:
         if manifest.step == 3:
             commit(three_steps, order_of, 4)
             for step in (1, 2, 3):
-                three_steps.remove(step)
+                shutil.rmtree(three_steps.committed(step))
         return everything(manifest)
 
     found = search(three_steps, plan_while_the_training_goes_on, rank=0, world_size=1)

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import production_ml
 from production_ml.core.errors import CheckpointWriteError
-from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
+from production_ml.fault_tolerance.checkpoint_format.base import Claim
+from production_ml.fault_tolerance.saving.commit import GivenUpError
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
@@ -50,7 +51,7 @@ class Writer:
             messages.send(self._channel, {"kind": "image"}, [image.descriptor])
             self._image_size = len(image.data)
 
-    def write(self, order: SaveOrder, image: ShardImage, lock: SaveLock | None) -> int:
+    def write(self, order: SaveOrder, image: ShardImage, lock: Claim | None) -> int:
         """Write, and return when the checkpoint is committed.
 
         Args:
@@ -73,7 +74,8 @@ class Writer:
         if answer is None:
             raise self._death(order)
         if answer["kind"] == "failed":
-            error = CheckpointWriteError(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
+            kind = GivenUpError if answer["is_given_up"] else CheckpointWriteError
+            error = kind(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
             error.errno = answer["errno"]
             raise error
         return int(answer["size_bytes"])
@@ -113,7 +115,7 @@ class Writer:
                 ) from problem
         self._channel, self._image_size, self._contents = mine, -1, None
 
-    def _ask(self, order: SaveOrder, lock: SaveLock | None) -> dict[str, Any] | None:
+    def _ask(self, order: SaveOrder, lock: Claim | None) -> dict[str, Any] | None:
         channel = self._channel
         assert channel is not None  # noqa: S101 - prepare() has made it
         if self._contents is not order.contents:
@@ -121,7 +123,7 @@ class Writer:
             self._contents = order.contents
         message = {
             "kind": "save",
-            "directory": str(order.directory.path.absolute()),
+            "directory": order.directory.url,
             "step": order.step,
             "save_id": order.save_id,
             "rank": order.rank,
@@ -130,8 +132,10 @@ class Writer:
             "values": order.values,
             "rank_values": order.rank_values,
         }
-        messages.send(channel, message, [] if lock is None else [lock.descriptor])
-        if lock is not None:
+        if lock is None or lock.descriptor is None:
+            messages.send(channel, message)
+        else:
+            messages.send(channel, message, [lock.descriptor])
             lock.hand_over()
         return self._await_answer(channel)
 

@@ -10,13 +10,12 @@ import select
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import Any, Final
 
 from production_ml.core.errors import CheckpointWriteError
-from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.places import open_place
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
-from production_ml.fault_tolerance.saving.commit import carry_out
+from production_ml.fault_tolerance.saving.commit import GivenUpError, carry_out
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
 from production_ml.fault_tolerance.saving.patience import Patience
@@ -74,7 +73,7 @@ class WriterProcess:
         lock = SaveLock.adopt(descriptors[0]) if descriptors else None
         self._patience = Patience()
         order = SaveOrder(
-            directory=CheckpointDirectory(Path(message["directory"])),
+            directory=open_place(message["directory"]),
             step=message["step"],
             save_id=message["save_id"],
             rank=message["rank"],
@@ -100,10 +99,18 @@ class WriterProcess:
                 "meaning": error.meaning,
                 "cure": error.cure,
                 "errno": error.errno,
+                "is_given_up": isinstance(error, GivenUpError),
             }
         except Exception as problem:  # noqa: BLE001 - a thread has nobody to raise to: the trainer raises it
             what = f"The checkpoint of step {order.step} failed: {problem!r}"
-            answer = {"kind": "failed", "what": what, "meaning": UNCHANGED, "cure": "", "errno": None}
+            answer = {
+                "kind": "failed",
+                "what": what,
+                "meaning": UNCHANGED,
+                "cure": "",
+                "errno": None,
+                "is_given_up": False,
+            }
         finally:
             if lock is not None:
                 lock.release()

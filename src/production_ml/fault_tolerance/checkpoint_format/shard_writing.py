@@ -1,51 +1,29 @@
-"""Writing a shard from its image at the speed of the disk: one thread hashes while another writes. No torch here."""
+"""Writing a shard from its image past the page cache, at the speed of the disk. No torch here."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from production_ml.fault_tolerance.checkpoint_format.blocks import block_hashes
-from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry
-from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BYTES, ShardLayout
-from production_ml.storage.hashing import hash_bytes
+from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BYTES
 
 _PIECE_BYTES: Final = 16 << 20
 _NO_DIRECT: Final = (errno.EINVAL, errno.ENOTSUP)
 
 
-def hash_shard(image: memoryview, layout: ShardLayout) -> dict[str, tuple[str, ...]]:
-    """XXH3-128 of each block of each tensor, by key."""
-    return {key: block_hashes(image[extent.begin : extent.end]) for key, extent in layout.extents.items()}
-
-
-def write_shard(path: Path, image: memoryview, layout: ShardLayout) -> tuple[FileEntry, Mapping[str, tuple[str, ...]]]:
-    """Write an image to `path` and make it durable.
+def write_shard_file(path: Path, image: memoryview, size_bytes: int) -> None:
+    """Write the first `size_bytes` of an image to a new file and make it durable.
 
     Args:
-        path: A new file.
-        image: The shard's bytes in memory that begins at a page; the header is put before them here.
-        layout: Of the image.
-
-    Returns:
-        What a reader needs to verify the file, and the hashes of each tensor's blocks by key.
+        path: The file.
+        image: Memory that begins at a page, and is there to the end of the last page.
+        size_bytes: How much of it.
 
     Raises:
         OSError: The file system does not take it.
     """
-    image[: len(layout.header)] = layout.header
-    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as hasher:
-        hashes = hasher.submit(hash_shard, image, layout)
-        _write(path, image, layout.size_bytes)
-        entry = FileEntry(size_bytes=layout.size_bytes, header_hash=hash_bytes(layout.header))
-        return entry, hashes.result()
-
-
-def _write(path: Path, image: memoryview, size_bytes: int) -> None:
     descriptor, is_direct = _create(path)
     try:
         position = 0
