@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import queue
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from production_ml.core.errors import InputFileError
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
@@ -29,6 +33,8 @@ from production_ml.fault_tolerance.interchange.source import CheckpointSource
 from production_ml.fault_tolerance.interchange.tensor_source import read_tensor
 from production_ml.fault_tolerance.interchange.whole_state import nested, stand_ins, state_by_name
 
+_FILE_BYTES: Final = 64 << 20
+
 
 def write_dcp_directory(
     directory: CheckpointPlace,
@@ -40,7 +46,7 @@ def write_dcp_directory(
     """Write the checkpoint of `step` as a new directory for `torch.distributed.checkpoint.load`, of any world size.
 
     It holds `model`, `optimizer` (as DCP's `get_optimizer_state_dict` gives it), `step`, `metrics` and the extras. Each
-    tensor is verified, and held in memory only while it is written.
+    tensor is verified, and held in memory only until its file is written: the largest tensor, or 64 MiB.
 
     Args:
         directory: Where the checkpoint is.
@@ -60,7 +66,7 @@ def write_dcp_directory(
         planner = _LazyPlanner(source, tensors)
         with durable_directory(target) as written:
             # One thread: with more, DCP loses the errors of a full disk (torch 2.13).
-            writer = FileSystemWriter(written, thread_count=1)
+            writer = _StreamingWriter(written, thread_count=1)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
                 _save(state_by_name(source.manifest, tensors), writer, planner)
@@ -96,6 +102,31 @@ class _LazyPlanner(DefaultSavePlanner):
         if isinstance(value, list | tuple):
             return type(value)(self._with_tensors(item) for item in value)
         return value
+
+
+class _StreamingWriter(FileSystemWriter):
+    """Begins a new file now and then: DCP's writer holds every tensor of a file until the file is closed."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        files: queue.Queue[tuple[Path, str, list[WriteItem]]] = queue.Queue()
+        for number, items in enumerate(_in_files(plan.items)):
+            name = f"{plan.storage_data.prefix}{number}{DEFAULT_SUFFIX}"
+            files.put((Path(self.path) / name, name, items))
+        return self._write_data(planner, files)
+
+
+def _in_files(items: list[WriteItem]) -> Iterator[list[WriteItem]]:
+    """The items in their order, in lists of about `_FILE_BYTES`."""
+    begun: list[WriteItem] = []
+    size_bytes = 0
+    for item in items:
+        begun.append(item)
+        size_bytes += item.tensor_storage_size() or 0
+        if size_bytes >= _FILE_BYTES:
+            yield begun
+            begun, size_bytes = [], 0
+    if begun:
+        yield begun
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,17 @@ def test_dcp_loads_what_was_exported_into_model_and_optimizer(saved, training, f
         assert torch.equal(optimizer.state[mine]["exp_avg"], training[1].state[theirs]["exp_avg"])
 
 
+def test_a_large_state_is_spread_over_files_that_are_written_one_by_one(cut, tmp_path):
+    tensors = {f"w{number}": torch.full((10 << 20,), float(number)) for number in range(4)}
+
+    write_dcp_directory(cut(tensors), 1, tmp_path / "dcp")
+
+    assert len(list((tmp_path / "dcp").glob("*.distcp"))) >= 2
+    found = {"model": {name: torch.empty(10 << 20) for name in tensors}}
+    dcp.load(found, checkpoint_id=tmp_path / "dcp")
+    assert all(torch.equal(found["model"][name], tensor) for name, tensor in tensors.items())
+
+
 def test_a_directory_that_is_there_is_not_written_into(saved, tmp_path):
     with pytest.raises(InputFileError, match="exists already"):
         write_dcp_directory(saved, 300, saved.path)
