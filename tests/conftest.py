@@ -9,6 +9,7 @@ import resource
 import time
 from collections.abc import Callable, Generator, Iterator
 
+import psutil
 import pytest
 
 from production_ml.core.structured_logging import subscribe, unsubscribe
@@ -24,18 +25,26 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 def file_size_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Within it, this process can write no file of more bytes: the kernel refuses, as a full disk does."""
+    """Within it, this process and its children can write no file of more bytes: the kernel refuses, as a full disk."""
 
     @contextlib.contextmanager
     def limit(size_bytes: int) -> Iterator[None]:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+        _limit_file_sizes(size_bytes, hard)
         try:
             yield
         finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            _limit_file_sizes(soft, hard)
 
     return limit
+
+
+def _limit_file_sizes(soft: int, hard: int) -> None:
+    """Of those children too that run already, such as the process that writes checkpoints."""
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -140,6 +141,7 @@ def test_files_of_another_checkpoint_in_the_place_of_its_own_are_noticed(copy_of
 KILL_SCRIPT = """
 import os, random, signal, sys, time
 from pathlib import Path
+import psutil
 import torch
 from torch import nn
 from production_ml.fault_tolerance import CheckpointManager
@@ -175,8 +177,14 @@ for number in range(rounds):
     os.close(told)
     first = os.read(heard, 100)  # it is up and has committed
     time.sleep(rng.uniform(0.0, 0.1))
-    os.kill(child, signal.SIGKILL)
+    [writer] = psutil.Process(child).children()
+    node_is_lost = rng.random() < 0.5
+    for pid in rng.sample([child, writer.pid], 2) if node_is_lost else [child]:
+        os.kill(pid, signal.SIGKILL)
     os.waitpid(child, 0)
+    # A writer that outlives its trainer finishes the save under way, and ends.
+    writer.wait(timeout=60)
+    assert node_is_lost or not list(Path(root).glob(".incomplete-*/rank-*"))
     rest = first
     while piece := os.read(heard, 65536):
         rest += piece
@@ -195,7 +203,7 @@ for number in range(rounds):
     strangers = [path for path in Path(root).iterdir() if not path.name.startswith("step-")]
     left = [(str(file), file.stat().st_size) for path in strangers for file in path.iterdir() if file.stat().st_size]
     assert left == [], left
-    print(number, "killed after", state["step"], "steps, promised", promised, flush=True)
+    print(number, "node" if node_is_lost else "trainer", "killed after", state["step"], "steps, promised", promised, flush=True)
 """
 
 
@@ -243,13 +251,14 @@ def no_room_on(disk: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_large_files() -> Iterator[None]:
-    """Within it, the kernel takes no large file of this process, as a full disk does; this needs no rights."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    """Within it, the kernel takes no large file of this process's writer, as a full disk does; this needs no rights."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    [writer] = psutil.Process().children()
+    resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_fails_the_save_keeps_the_one_before_and_recovers_when_there_is_room(small_disk, tmp_path):
@@ -294,10 +303,10 @@ def test_a_file_system_that_became_read_only_fails_the_save_and_still_loads(smal
     assert CheckpointManager(root).load_latest(model)["step"] == 1
 
 
-def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before_it_the_newest(tmp_path, free_port):
+def test_a_node_lost_while_it_saves_leaves_the_checkpoint_before_it_the_newest(tmp_path, free_port):
     script = Path(__file__).parents[1] / "integration" / "checkpoint_rank_script.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(script), "die-mid-save", str(tmp_path)]
+    command = [sys.executable, str(script), "lose-node-mid-save", str(tmp_path)]
     ranks = [
         subprocess.Popen(
             command,
@@ -311,8 +320,10 @@ def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before_it_the_newest
         try:
             assert ranks[1].wait(timeout=60) == -signal.SIGKILL
             assert ranks[0].stdout is not None
-            assert ranks[0].stdout.readline() == b"waiting\n"
+            waiting, writer = ranks[0].stdout.readline().split()
+            assert waiting == b"waiting"
             assert ranks[0].poll() is None  # it waits for a part that never comes, until the launcher ends it
+            os.kill(int(writer), signal.SIGKILL)  # as where its node is lost too; else it waits half a minute more
         finally:
             for rank in ranks:
                 rank.kill()

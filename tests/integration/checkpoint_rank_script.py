@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -124,13 +125,13 @@ def fsdp_save(root: Path) -> dict[str, object]:
         manager.save(model=model, optimizer=optimizer, step=step)
     manager.wait()
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if RANK == 1:
         # Room for the few bytes that tell of the failure, none for the shard.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+        resource.prlimit(writer().pid, resource.RLIMIT_FSIZE, (600, limits[1]))
     manager.save(model=model, optimizer=optimizer, step=9)
     failed = problem_of(manager.wait)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.prlimit(writer().pid, resource.RLIMIT_FSIZE, limits)
 
     train(model, optimizer, 1)
     with torch.no_grad():
@@ -217,20 +218,40 @@ def new_groups(root: Path) -> dict[str, object]:
     return {"left": names_in(root / "new-groups")}
 
 
-def die_mid_save(root: Path) -> dict[str, object]:
-    """Rank 1 is killed while it writes; rank 0 waits for it as long as it lives."""
+def writer() -> psutil.Process:
+    """The process that writes this rank's shards."""
+    [process] = psutil.Process().children()
+    return process
+
+
+def lose_node_mid_save(root: Path) -> dict[str, object]:
+    """Rank 1 and its writer are killed before its shard is written; rank 0 waits for it as long as it lives."""
     model, optimizer = sharded(0)
     manager = CheckpointManager(root / "fsdp")
     manager.save(model=model, optimizer=optimizer, step=1)
     manager.wait()
-    large = nn.Linear(4096, 4096)
-    fully_shard(large)
-    manager.save(model=model, optimizer=optimizer, step=2, large=large)
     if RANK == 1:
+        writer().suspend()
+    manager.save(model=model, optimizer=optimizer, step=2)
+    if RANK == 1:
+        writer().kill()
         os.kill(os.getpid(), signal.SIGKILL)
-    print("waiting", flush=True)
+    print("waiting", writer().pid, flush=True)
     manager.wait()
     return {}
+
+
+def die_mid_save(root: Path) -> dict[str, object]:
+    """Rank 1 is killed when its writer has what it is to write, and has begun."""
+    model, optimizer = sharded(0)
+    manager = CheckpointManager(root / "fsdp")
+    manager.save(model=model, optimizer=optimizer, step=1)
+    if RANK == 1:
+        while not list((root / "fsdp").glob("*step-00000001*/rank-00001.safetensors")):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+    manager.wait()
+    return {"left": names_in(root / "fsdp")}
 
 
 def main() -> None:
@@ -243,6 +264,7 @@ def main() -> None:
         "one-fails": one_fails,
         "new-groups": new_groups,
         "die-mid-save": die_mid_save,
+        "lose-node-mid-save": lose_node_mid_save,
     }
     try:
         found = scenarios[scenario](root)

@@ -1,20 +1,27 @@
-"""What the checkpoint tests share: a small trained model, and orders for ranks that need no process group."""
+"""What the checkpoint tests share: a small trained model, and shares of ranks that need no process group."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from production_ml.fault_tolerance.saving.shard_writer import write_shard
 from torch import nn
 
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.saving.order import SaveOrder
-from production_ml.fault_tolerance.saving.shard_plan import Holding, plan_shard
+from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry, Manifest
+from production_ml.fault_tolerance.saving.commit import carry_out
+from production_ml.fault_tolerance.saving.image import ShardImage
+from production_ml.fault_tolerance.saving.order import Holding, SaveOrder, ShardContents
+from production_ml.fault_tolerance.saving.patience import Patience
+from production_ml.fault_tolerance.saving.shard_plan import ShardPlan, ShardPlanner
+from production_ml.fault_tolerance.saving.staging import Staging
 
 Trained = tuple[nn.Module, torch.optim.Optimizer]
 
@@ -59,34 +66,83 @@ def directory(tmp_path: Path) -> CheckpointDirectory:
     return CheckpointDirectory(tmp_path / "checkpoints")
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank writes, and the memory that holds it."""
+
+    order: SaveOrder
+    image: ShardImage
+
+    def carry_out(self, patience: Patience | None = None) -> Manifest | None:
+        """Write it in this process."""
+        return carry_out(self.order, self.image.data, patience or Patience())
+
+
 @pytest.fixture
-def order_of(directory: CheckpointDirectory) -> Callable[..., SaveOrder]:
-    """An order for one rank of a save, as all ranks would have agreed to."""
+def share_of(directory: CheckpointDirectory) -> Iterator[Callable[..., Share]]:
+    """The share of one rank in a save, as all ranks would have agreed to."""
+    with contextlib.ExitStack() as at_end:
 
-    def make(
-        step: int = 1,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        tensors: dict[str, torch.Tensor] | None = None,
-        holdings: list[Holding] | None = None,
-        save_id: str = "00ff",
-        metrics: dict[str, float] | None = None,
-    ) -> SaveOrder:
-        given = {"x": torch.arange(4.0)} if tensors is None else tensors
-        return SaveOrder(
-            directory=directory,
-            step=step,
-            save_id=save_id,
-            rank=rank,
-            world_size=world_size,
-            metrics=metrics or {},
-            values={"model": {}, "optimizer": None, "extra": {}},
-            holdings=plan_shard(given, rank=0).holdings if holdings is None else holdings,
-            staged=given,
-        )
+        def make(
+            step: int = 1,
+            *,
+            rank: int = 0,
+            world_size: int = 1,
+            tensors: dict[str, torch.Tensor] | None = None,
+            holdings: list[Holding] | None = None,
+            save_id: str = "00ff",
+            metrics: dict[str, float] | None = None,
+            rank_values: object = None,
+        ) -> Share:
+            given = {"x": torch.arange(4.0)} if tensors is None else tensors
+            contents = None if holdings is None else ShardContents.of(tuple(holdings))
+            staging = Staging()
+            at_end.callback(staging.close)
+            plan = ShardPlanner(rank=0).plan(given)
+            if contents is not None:
+                plan = ShardPlan(contents, plan.data, plan.owners, plan.fingerprint)
+            staging.begin(plan, frozenset()).run()
+            order = SaveOrder(
+                directory=directory,
+                step=step,
+                save_id=save_id,
+                rank=rank,
+                world_size=world_size,
+                metrics=metrics or {},
+                values={"model": {}, "optimizer": None, "extra": {}},
+                rank_values=rank_values,
+                contents=plan.contents,
+            )
+            return Share(order, staging.image)
 
-    return make
+        yield make
+
+
+@pytest.fixture(scope="session")
+def write_tensors() -> Callable[[Path, dict[str, torch.Tensor]], tuple[FileEntry, Mapping[str, tuple[str, ...]]]]:
+    """Write a shard of whole tensors; gives what a manifest says of it."""
+
+    def write(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[FileEntry, Mapping[str, tuple[str, ...]]]:
+        staging = Staging()
+        plan = ShardPlanner(rank=0).plan(tensors)
+        staging.begin(plan, frozenset()).run()
+        written = write_shard(path, staging.image.data, plan.contents.layout)
+        staging.close()
+        return written
+
+    return write
+
+
+@pytest.fixture
+def commit_step(directory: CheckpointDirectory, share_of: Callable[..., Share]) -> Callable[..., None]:
+    """Commit a checkpoint of one rank."""
+
+    def commit(step: int = 1, *, save_id: str = "00ff", tensors: dict[str, torch.Tensor] | None = None) -> None:
+        lock = directory.begin(step, save_id)
+        share_of(step, save_id=save_id, tensors=tensors).carry_out()
+        lock.release()
+
+    return commit
 
 
 _watching: list[tuple[Path, set[Path]]] = []

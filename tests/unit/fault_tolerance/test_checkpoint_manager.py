@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance import CheckpointManager
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES, as_bytes
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES, as_bytes
 
 
 def names_in(directory: Path) -> list[str]:
@@ -59,6 +60,7 @@ def test_the_quick_start_runs_as_it_is_written(root, trained, fresh):
     model, optimizer = fresh(1)
     state = ckpt_manager.load_latest(model, optimizer)
     start_step = state["step"]
+    ckpt_manager.close()
 
     assert start_step == 7
     assert state["metrics"] == {"loss": 0.25, "accuracy": pytest.approx(0.9)}
@@ -121,8 +123,8 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(root, fresh):
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(50, 8)
-        self.head = nn.Linear(8, 50, bias=False)
+        self.embedding = nn.Embedding(5000, 8)
+        self.head = nn.Linear(8, 5000, bias=False)
         self.head.weight = self.embedding.weight
 
 
@@ -259,15 +261,18 @@ def test_a_background_failure_is_raised_by_the_next_save_and_a_later_one_works(r
 @pytest.mark.parametrize("call", ["wait", "close"])
 def test_a_background_failure_is_raised_once_by(root, trained, call, file_size_limit):
     manager = CheckpointManager(root)
+    manager.save(model=trained[0], step=1)
+    manager.wait()
     with file_size_limit(100):
-        manager.save(model=trained[0], step=1)
-        with pytest.raises(CheckpointWriteError, match="File too large"):
+        manager.save(model=trained[0], step=2)
+        with pytest.raises(CheckpointWriteError, match="File too large") as raised:
             getattr(manager, call)()
+    assert raised.value.errno == errno.EFBIG
 
     manager.wait()
-    manager.save(model=trained[0], step=2)
+    manager.save(model=trained[0], step=3)
     manager.close()
-    assert committed(root) == [2]
+    assert committed(root) == [1, 3]
 
 
 def test_without_asynchronous_the_checkpoint_is_there_when_save_returns(root, trained, caplog, file_size_limit):
@@ -280,6 +285,7 @@ def test_without_asynchronous_the_checkpoint_is_there_when_save_returns(root, tr
 
     with file_size_limit(100), pytest.raises(CheckpointWriteError):
         manager.save(model=trained[0], step=2)
+    manager.close()
 
 
 def test_events_carry_the_facts(root, trained, fresh, caplog):

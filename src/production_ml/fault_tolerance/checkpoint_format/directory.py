@@ -19,9 +19,11 @@ from production_ml.fault_tolerance.checkpoint_format.directory_save import Direc
 from production_ml.fault_tolerance.checkpoint_format.manifest import (
     MANIFEST_FILE,
     Manifest,
+    ManifestSummary,
     encode_manifest,
     read_manifest,
     read_save_id,
+    read_summary,
 )
 from production_ml.fault_tolerance.checkpoint_format.read_lease import is_being_read, read_lease, removal_claim
 from production_ml.fault_tolerance.checkpoint_format.save_lock import (
@@ -45,7 +47,7 @@ _ManifestKey = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is remembered of a manifest, which may be large."""
+    """What is remembered of a manifest."""
 
     info: CheckpointInfo
     size_bytes_by_file: Mapping[str, int]
@@ -108,7 +110,7 @@ class CheckpointDirectory:
         for step in self.steps():
             try:
                 key = self._manifest_key(step)
-                known[key] = self._known.get(key) or _known(self.manifest(step))
+                known[key] = self._known.get(key) or _known(self._summary(step))
             except (CheckpointError, OSError):
                 continue
         self._known = known
@@ -120,11 +122,14 @@ class CheckpointDirectory:
         It reads no tensor: what it finds whole may still have a flipped bit, which only `verify_checkpoint` finds.
         """
         try:
-            known = self._known.get(self._manifest_key(step)) or _known(self.manifest(step))
+            known = self._known.get(self._manifest_key(step)) or _known(self._summary(step))
             path = self.committed(step)
             return all((path / name).stat().st_size == size for name, size in known.size_bytes_by_file.items())
         except (CheckpointError, OSError):
             return False
+
+    def _summary(self, step: int) -> ManifestSummary:
+        return read_summary(self.committed(step) / MANIFEST_FILE, step=step)
 
     def _manifest_key(self, step: int) -> _ManifestKey:
         status = (self.committed(step) / MANIFEST_FILE).stat()
@@ -250,6 +255,6 @@ def _original(replaced: Path) -> Path:
     return replaced.with_name(replaced.name.removeprefix(_REPLACED).rpartition("-")[0])
 
 
-def _known(manifest: Manifest) -> _Known:
+def _known(manifest: ManifestSummary) -> _Known:
     info = CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
     return _Known(info, {name: entry.size_bytes for name, entry in manifest.files.items()})

@@ -21,6 +21,7 @@ _NO_HASH: Final = b'"hash": ""'
 _HASH: Final = re.compile(rb'"hash": "([0-9a-f]{32})"')
 _SAVE_ID: Final = re.compile(rb'"save_id": "([0-9a-f]+)"')
 _HEAD_BYTES: Final = 256
+_VALUES: Final = b', "values": '
 _GONE_OR_BROKEN: Final = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EUCLEAN}
 
 
@@ -54,6 +55,24 @@ class TensorEntry:
     """As safetensors names it: `F32`, `BF16`, …"""
     shape: tuple[int, ...]
     chunks: tuple[ChunkEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManifestSummary:
+    """What a manifest says of a checkpoint as a whole."""
+
+    step: int
+    save_id: str
+    created_at: float
+    """Wall seconds."""
+    world_size: int
+    metrics: Mapping[str, float]
+    files: Mapping[str, FileEntry]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(file.size_bytes for file in self.files.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,28 +120,72 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def read_manifest(path: Path, *, step: int) -> Manifest:
-    """Read and verify the manifest of `step`.
+    """Read and verify the manifest of `step`; see `decode_manifest`."""
+    return decode_manifest(_read(path, step), str(path), step=step)
+
+
+def read_summary(path: Path, *, step: int) -> ManifestSummary:
+    """Read and verify the manifest of `step`, but understand only what it says of the checkpoint as a whole."""
+    return decode_summary(_read(path, step), str(path), step=step)
+
+
+def decode_manifest(data: bytes, name: str, *, step: int) -> Manifest:
+    """The manifest of `step` that `data` holds.
+
+    Args:
+        data: All bytes of the file.
+        name: Its path or URL, for messages.
+        step: The step whose manifest it should be.
 
     Raises:
-        DamagedCheckpointError: It is missing, is not what was written, or belongs to another step.
+        DamagedCheckpointError: It is not what was written, or belongs to another step.
         CheckpointMismatchError: It is sound, but of a format that this release does not read.
-        CheckpointError: The system refuses to read it.
     """
+    document = json.loads(_verified(data, name, step))
+    _check(document, name, step)
+    return _manifest(document)
+
+
+def decode_summary(data: bytes, name: str, *, step: int) -> ManifestSummary:
+    """As `decode_manifest`, but without the thousands of tensors, which take a hundred times as long to parse.
+
+    Raises:
+        DamagedCheckpointError: It is not what was written, or belongs to another step.
+        CheckpointMismatchError: It is sound, but of a format that this release does not read.
+    """
+    _verified(data, name, step)
     try:
-        data = path.read_bytes()
+        # Within a string the quotes would be escaped; a metric of that name makes what is cut off no JSON.
+        document = json.loads(data[: data.index(_VALUES)] + b"}")
+    except ValueError:
+        document = json.loads(data)
+    _check(document, name, step)
+    return ManifestSummary(
+        step=document["step"],
+        save_id=document["save_id"],
+        created_at=document["created_at"],
+        world_size=document["world_size"],
+        metrics=_metrics(document),
+        files={name: file_entry(entry) for name, entry in document["files"].items()},
+    )
+
+
+def _read(path: Path, step: int) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as problem:
         raise unreadable(path, problem, step=step) from problem
-    document = json.loads(_verified(data, path, step))
+
+
+def _check(document: dict[str, Any], name: str, step: int) -> None:
     if document["version"] != VERSION:
         raise CheckpointMismatchError(
-            f"{path}: has the format version {document['version']}; this release reads {VERSION}.",
+            f"{name}: has the format version {document['version']}; this release reads {VERSION}.",
             meaning="Nothing was loaded, and the checkpoint is left as it is.",
             cure="Load it with the release of production_ml that wrote it, or a newer one.",
         )
-    manifest = _manifest(document)
-    if manifest.step != step:
-        raise DamagedCheckpointError(path, f"is the manifest of step {manifest.step}", step=step)
-    return manifest
+    if document["step"] != step:
+        raise DamagedCheckpointError(name, f"is the manifest of step {document['step']}", step=step)
 
 
 def read_save_id(path: Path) -> str | None:
@@ -148,7 +211,7 @@ def unreadable(path: Path, problem: OSError, *, step: int) -> CheckpointError:
     )
 
 
-def _verified(data: bytes, path: Path, step: int) -> bytes:
+def _verified(data: bytes, name: str, step: int) -> bytes:
     """`data` itself, if it holds the hash of all its other bytes.
 
     The hash is taken over the raw bytes: parsed JSON would let a flipped bit pass where the meaning is the same
@@ -156,13 +219,17 @@ def _verified(data: bytes, path: Path, step: int) -> bytes:
     """
     marked = _HASH.search(data, 0, _HEAD_BYTES)
     if marked is None:
-        raise DamagedCheckpointError(path, "is not a manifest: its head is damaged", step=step)
+        raise DamagedCheckpointError(name, "is not a manifest: its head is damaged", step=step)
     begin, end = marked.span(1)
     expected, found = marked[1].decode(), hash_bytes(data[:begin] + data[end:])
     if found != expected:
         problem = f"the manifest does not match its hash (expected {expected[:8]}, found {found[:8]})"
-        raise DamagedCheckpointError(path, problem, step=step)
+        raise DamagedCheckpointError(name, problem, step=step)
     return data
+
+
+def _metrics(document: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in document["metrics"].items()}
 
 
 def _manifest(document: dict[str, Any]) -> Manifest:
@@ -171,7 +238,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         save_id=document["save_id"],
         created_at=document["created_at"],
         world_size=document["world_size"],
-        metrics={name: float(value) for name, value in document["metrics"].items()},
+        metrics=_metrics(document),
         values=document["values"],
         rank_values=tuple(document["rank_values"]),
         files={name: file_entry(entry) for name, entry in document["files"].items()},

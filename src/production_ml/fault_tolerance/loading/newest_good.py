@@ -18,6 +18,7 @@ from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.answers import answer, found_damage, raise_problems
 from production_ml.fault_tolerance.loading.copying_threads import copying_threads
+from production_ml.fault_tolerance.loading.garbage_pause import garbage_pause
 from production_ml.fault_tolerance.loading.reading import Verify, read_boxes
 from production_ml.fault_tolerance.saving.patience import Patience
 
@@ -160,7 +161,7 @@ def _try(
     """Read a checkpoint, and keep what is wrong with it: the other ranks wait to hear of it before this one raises."""
     identity = directory.identity(step)
     try:
-        with directory.reading(step):
+        with directory.reading(step), garbage_pause():
             manifest = directory.manifest(step)
             restoration = plan(manifest)
 

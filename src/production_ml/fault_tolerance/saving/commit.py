@@ -59,13 +59,13 @@ def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manife
     return None
 
 
-def give_up(order: SaveOrder, problem: str) -> None:
+def give_up(order: SaveOrder, problem: BaseException) -> None:
     """There will be no such checkpoint, for this rank's share will not come; tell the other ranks."""
     with contextlib.suppress(OSError):
         if order.rank == 0:
             order.directory.abandon(order.written)
         else:
-            order.written.write_part(order.rank, encode_failure(problem))
+            order.written.write_part(order.rank, encode_failure(_reason(problem), getattr(problem, "errno", None)))
 
 
 def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
@@ -158,4 +158,6 @@ def _await_commit(order: SaveOrder, patience: Patience) -> None:
 
 
 def _reason(problem: BaseException) -> str:
+    if isinstance(problem, CheckpointWriteError):
+        return problem.what.rstrip(".")
     return (isinstance(problem, OSError) and problem.strerror) or repr(problem)

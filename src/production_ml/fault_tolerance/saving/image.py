@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from typing import Final
 
 from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BYTES
@@ -25,6 +26,8 @@ class ShardImage:
 
     def __init__(self, descriptor: int | None = None) -> None:
         self.descriptor = os.memfd_create("checkpoint-image", os.MFD_CLOEXEC) if descriptor is None else descriptor
+        # A manager that is dropped without close() gives its memory back too.
+        self._close = weakref.finalize(self, os.close, self.descriptor)
         self._map: mmap.mmap | None = None
         self._data = memoryview(b"")
         if descriptor is not None:
@@ -55,7 +58,7 @@ class ShardImage:
     def close(self) -> None:
         """Let go of the memory."""
         self._unmap()
-        os.close(self.descriptor)
+        self._close()
 
     def _remap(self, size_bytes: int) -> None:
         if size_bytes:

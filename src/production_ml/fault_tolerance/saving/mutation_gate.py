@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +25,7 @@ class MutationGate:
     def __init__(self) -> None:
         self._hooks: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
         self._transfer: Transfer | None = None
+        self._pid = os.getpid()
         self.stall_seconds = 0.0
         """For how long the gate has held training up since it was last closed."""
 
@@ -40,6 +42,9 @@ class MutationGate:
 
     def await_open(self) -> None:
         """Return when nothing is being copied any more."""
+        if self._pid != os.getpid():
+            # Forked: the thread that copies is the parent's.
+            self._transfer = None
         if self._transfer is not None:
             started = SYSTEM_CLOCK.monotonic_seconds()
             self._transfer.let_change()

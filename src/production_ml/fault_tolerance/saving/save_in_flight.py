@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import log_event
+from production_ml.fault_tolerance.checkpoint_format.base import Claim
 from production_ml.fault_tolerance.saving.commit import give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.free_space import full_disk_error
@@ -94,7 +95,7 @@ class SaveInFlight:
         try:
             self._draft.transfer.run()
         except BaseException as problem:
-            give_up(self._draft.order, str(problem))
+            give_up(self._draft.order, problem)
             if self._draft.lock is not None:
                 self._draft.lock.release()
             raise
@@ -102,14 +103,21 @@ class SaveInFlight:
     def _write(self) -> int:
         order, needed_bytes = self._draft.order, self._draft.order.contents.layout.size_bytes
         try:
-            return self._writer.write(order, self._image, self._draft.lock)
+            return self._write_once(self._draft.lock)
         except CheckpointWriteError as error:
             pause = self._disk_pause
             verdict = pause and pause.failed(error, step=order.step, needed_bytes=needed_bytes)
             # Other ranks have heard that it failed; alone, the image is still here, and is written again.
             if verdict is not Verdict.RETRY or order.world_size > 1:
                 raise
-        return self._writer.write(order, self._image, order.directory.begin(order.step, order.save_id))
+        return self._write_once(order.directory.begin(order.step, order.save_id))
+
+    def _write_once(self, lock: Claim | None) -> int:
+        try:
+            return self._writer.write(self._draft.order, self._image, lock)
+        finally:
+            if lock is not None:
+                lock.release()
 
     def _follow_up(self, committed: Committed) -> None:
         try:
@@ -120,8 +128,12 @@ class SaveInFlight:
 
     def join(self) -> None:
         """Return when the work has ended, well or not."""
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return
+        if self._thread.is_alive():
+            # Training that waits here changes nothing.
+            self._draft.transfer.let_change()
+        self._thread.join()
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""

@@ -68,9 +68,7 @@ class Saver:
             The metrics as numbers; None where the save was left out for want of room.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
-        if self._pid != os.getpid():
-            # Forked: the image is shared memory, and the writer and the save under way are the parent's.
-            self._begin_anew()
+        self._leave_parents_things()
         agreed = agree(self._standing(inputs))
         if agreed is None:
             return None
@@ -92,6 +90,7 @@ class Saver:
 
     def join(self) -> None:
         """Return when no save is under way; how it ended is told by the next call that may raise."""
+        self._leave_parents_things()
         if self._in_flight is not None:
             self._in_flight.join()
 
@@ -101,6 +100,7 @@ class Saver:
         Raises:
             CheckpointWriteError: It failed.
         """
+        self._leave_parents_things()
         ended = self._ended()
         if ended is None or ended.error is None or ended.met_full_disk:
             return
@@ -112,6 +112,7 @@ class Saver:
 
     def leave_soon(self) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""
+        self._leave_parents_things()
         if self._in_flight is not None:
             self._in_flight.leave_soon()
 
@@ -129,6 +130,12 @@ class Saver:
             self._gate.remove()
             self._writer.close()
             self._staging.close()
+            self._begin_anew()
+
+    def _leave_parents_things(self) -> None:
+        """In a fork the image is shared memory, and the writer and the save under way are the parent's."""
+        if self._pid != os.getpid():
+            self._gate.remove()
             self._begin_anew()
 
     def _begin_anew(self) -> None:

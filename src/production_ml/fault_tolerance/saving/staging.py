@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES, as_bytes
 from production_ml.fault_tolerance.saving.device_copies import DeviceCopies
@@ -20,6 +21,7 @@ from production_ml.fault_tolerance.saving.shard_plan import ShardPlan
 
 _WORTH_DEFERRING_BYTES: Final = 64 << 10
 """Smaller tensors are copied at once: to do it later would take the interpreter from training as often."""
+_LEAST_LOOK_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,9 @@ class Transfer:
         self._copies = copies
         self._on_devices = on_devices
         self._copied = threading.Event()
+        self._looked_at = threading.Event()
+        self._lock = threading.Lock()
+        self._torn: list[str] | None = None
 
     def run(self) -> None:
         """Make the copies.
@@ -61,6 +66,7 @@ class Transfer:
         Raises:
             TornSaveError: Something was changed before it had been copied.
         """
+        started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         try:
             for copy in self._copies:
                 if not copy.source.is_cuda:
@@ -68,8 +74,12 @@ class Transfer:
             self._on_devices.await_end()
         finally:
             self._copied.set()
-        torn = [copy.name for copy in self._copies if copy.is_torn]
-        if torn:
+        if self._copies:
+            # torch counts a change when it is made: one that is half made now is to be counted too. Training that
+            # comes to its gate, or waits for this save, is amid none; else it is given longer than the copies took.
+            taken_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
+            self._looked_at.wait(_LEAST_LOOK_SECONDS + 2 * taken_seconds)
+        if torn := self._look():
             raise TornSaveError(torn)
 
     def let_change(self) -> None:
@@ -77,6 +87,15 @@ class Transfer:
         self._on_devices.hold_back()
         if any(not copy.source.is_cuda for copy in self._copies):
             self._copied.wait()
+        self._look()
+
+    def _look(self) -> list[str]:
+        """What was changed in place, at the first look: later changes are no matter."""
+        with self._lock:
+            if self._torn is None:
+                self._torn = [copy.name for copy in self._copies if copy.is_torn]
+        self._looked_at.set()
+        return self._torn
 
 
 class TornSaveError(CheckpointWriteError):

@@ -21,7 +21,7 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     unreadable,
 )
 
-CHUNK = ChunkEntry(file="rank-00000.safetensors", key="x", offsets=(0, 2), shape=(3, 4), hash="ab" * 16)
+CHUNK = ChunkEntry(file="rank-00000.safetensors", key="x", offsets=(0, 2), shape=(3, 4), hashes=("ab" * 16, "ef" * 16))
 MANIFEST = Manifest(
     step=7,
     save_id="c0ffee",
@@ -29,6 +29,7 @@ MANIFEST = Manifest(
     world_size=2,
     metrics={"loss": math.nan, "best": -math.inf, "tiny": 1e-300},
     values={"model": {"x": {"$tensor": "x"}}, "text": 'a "hash": "00000000000000000000000000000000" in it \u00e4'},
+    rank_values=({"seed": 1}, None),
     files={"rank-00000.safetensors": FileEntry(size_bytes=100, header_hash="cd" * 16)},
     tensors={"x": TensorEntry(dtype="F32", shape=(3, 6), chunks=(CHUNK,))},
 )
@@ -88,11 +89,20 @@ def test_a_missing_manifest_and_a_directory_in_its_place_are_damage(tmp_path):
 
 
 def test_a_newer_format_is_sound_but_not_ours_to_read(path, monkeypatch):
-    monkeypatch.setattr(format_, "VERSION", 2)
+    monkeypatch.setattr(format_, "VERSION", 3)
     path.write_bytes(encode_manifest(MANIFEST))
-    monkeypatch.setattr(format_, "VERSION", 1)
+    monkeypatch.setattr(format_, "VERSION", 2)
 
-    with pytest.raises(CheckpointMismatchError, match="format version 2"):
+    with pytest.raises(CheckpointMismatchError, match="format version 3"):
+        read_manifest(path, step=7)
+
+
+def test_the_format_of_the_first_release_is_not_taken_for_damage(path, monkeypatch):
+    monkeypatch.setattr(format_, "VERSION", 1)
+    path.write_bytes(encode_manifest(MANIFEST))
+    monkeypatch.setattr(format_, "VERSION", 2)
+
+    with pytest.raises(CheckpointMismatchError, match="format version 1; this release reads 2"):
         read_manifest(path, step=7)
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from production_ml.core.errors import CheckpointWriteError, DamagedCheckpointError
+from production_ml.core.errors import DamagedCheckpointError
+from production_ml.fault_tolerance.checkpoint_format.blocks import BLOCK_BYTES
+from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry
-from production_ml.fault_tolerance.checkpoint_format.shard_file import (
-    DTYPE_NAMES,
-    ShardReader,
-    as_bytes,
-    dtype_name,
-    write_shard,
-)
+from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES, as_bytes
 
 
 def random_tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -30,14 +27,26 @@ def random_tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torc
     return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
 
 
-def chunk_of(tensor: torch.Tensor, digest: str) -> ChunkEntry:
-    return ChunkEntry(file="s", key="x", offsets=(0,) * tensor.ndim, shape=tuple(tensor.shape), hash=digest)
+def chunk_of(tensor: torch.Tensor, hashes: tuple[str, ...]) -> ChunkEntry:
+    return ChunkEntry(file="s", key="x", offsets=(0,) * tensor.ndim, shape=tuple(tensor.shape), hashes=hashes)
+
+
+def read(path: Path, entry: FileEntry, chunk: ChunkEntry, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    found = torch.empty(chunk.shape, dtype=dtype)
+    with ShardReader(FileSource(path, step=5), entry, step=5) as reader:
+        reader.read_into("model.x", DTYPE_NAMES[dtype], chunk, as_bytes(found))
+    return found
+
+
+def verify(path: Path, entry: FileEntry, chunk: ChunkEntry, dtype: torch.dtype = torch.float32) -> None:
+    with ShardReader(FileSource(path, step=5), entry, step=5) as reader:
+        reader.verify("model.x", DTYPE_NAMES[dtype], chunk)
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path, write_tensors):
     tensor = torch.arange(300.0)
-    entry, hashes = write_shard(tmp_path / "s", {"x": tensor, "y": torch.zeros(5, dtype=torch.int8)})
+    entry, hashes = write_tensors(tmp_path / "s", {"x": tensor, "y": torch.zeros(5, dtype=torch.int8)})
     return tmp_path / "s", entry, chunk_of(tensor, hashes["x"])
 
 
@@ -47,41 +56,39 @@ def written(tmp_path):
     st.lists(st.integers(0, 5), max_size=3).map(tuple),
     st.integers(0, 2**32),
 )
-def test_any_bits_of_any_type_and_shape_come_back(tmp_path_factory, dtype, shape, seed):
+def test_any_bits_of_any_type_and_shape_come_back(tmp_path_factory, write_tensors, dtype, shape, seed):
     path = tmp_path_factory.mktemp("shard") / "s"
     tensor = random_tensor(dtype, shape, seed)
-    entry, hashes = write_shard(path, {"x": tensor})
+    entry, hashes = write_tensors(path, {"x": tensor})
 
-    with ShardReader(path, entry, step=1) as reader:
-        found = reader.read("x", DTYPE_NAMES[dtype], chunk_of(tensor, hashes["x"]))
-        reader.verify("x", DTYPE_NAMES[dtype], chunk_of(tensor, hashes["x"]))
+    found = read(path, entry, chunk_of(tensor, hashes["x"]), dtype)
+    verify(path, entry, chunk_of(tensor, hashes["x"]), dtype)
 
-    assert (found.dtype, found.shape) == (dtype, torch.Size(shape))
     assert bytes(as_bytes(found)) == bytes(as_bytes(tensor))
 
 
-def test_the_safetensors_library_reads_our_shards(tmp_path):
-    tensors = {str(dtype): random_tensor(dtype, (2, 3), 0) for dtype in sorted(DTYPE_NAMES, key=lambda d: -d.itemsize)}
-    write_shard(tmp_path / "s", tensors)
+def test_blocks_of_a_large_tensor_are_verified_one_by_one(tmp_path, write_tensors):
+    tensor = torch.arange(2 * BLOCK_BYTES // 4 + 1, dtype=torch.int32)
+    entry, hashes = write_tensors(tmp_path / "s", {"x": tensor})
+    chunk = chunk_of(tensor, hashes["x"])
+    assert len(chunk.hashes) == 3
+    assert torch.equal(read(tmp_path / "s", entry, chunk, torch.int32), tensor)
 
-    found = safetensors.torch.load_file(tmp_path / "s")
+    with (tmp_path / "s").open("r+b") as file:
+        file.seek(-BLOCK_BYTES, 2)  # in the middle of the three
+        file.write(b"\xff")
 
-    assert set(found) == set(tensors)
-    for name, tensor in tensors.items():
-        assert bytes(as_bytes(found[name])) == bytes(as_bytes(tensor))
-
-
-def test_a_tensor_larger_than_a_piece_is_hashed_whole(tmp_path):
-    tensor = torch.arange(1_000_003, dtype=torch.float32)
-    entry, hashes = write_shard(tmp_path / "s", {"x": tensor})
-
-    with ShardReader(tmp_path / "s", entry, step=1) as reader:
-        assert torch.equal(reader.read("x", "F32", chunk_of(tensor, hashes["x"])), tensor)
-
-
-def read_all(path, entry: FileEntry, chunk: ChunkEntry) -> None:
-    with ShardReader(path, entry, step=5) as reader:
-        reader.read("model.x", "F32", chunk)
+    with ShardReader(FileSource(tmp_path / "s", step=5), entry, step=5) as reader:
+        located = reader.locate("x", "I32", chunk)
+        for index in (0, 2):
+            reader.verify_block(located, index)
+        with pytest.raises(DamagedCheckpointError, match="in bytes 16,777,216 to 33,554,432 of its chunk"):
+            reader.verify_block(located, 1)
+        block = memoryview(bytearray(BLOCK_BYTES))
+        with pytest.raises(DamagedCheckpointError, match="does not match its hash"):
+            reader.read_block(located, 1, block)
+        reader.read_block(located, 1, block, is_checked=False)
+    assert block[4] == 0xFF
 
 
 def test_a_flipped_bit_in_the_data_names_file_tensor_and_hashes(written):
@@ -90,24 +97,27 @@ def test_a_flipped_bit_in_the_data_names_file_tensor_and_hashes(written):
     data[-100] ^= 4
     path.write_bytes(data)
 
-    with pytest.raises(
-        DamagedCheckpointError, match=r"does not match its hash \(expected \w{8}, found \w{8}\)"
-    ) as found:
-        read_all(path, entry, chunk)
+    for look in (read, verify):
+        with pytest.raises(
+            DamagedCheckpointError, match=r"does not match its hash \(expected \w{8}, found \w{8}\)$"
+        ) as found:
+            look(path, entry, chunk)
 
-    assert (found.value.path, found.value.tensor, found.value.step) == (path, "model.x", 5)
+        assert (found.value.path, found.value.tensor, found.value.step) == (path, "model.x", 5)
 
 
 def test_a_flipped_bit_anywhere_in_the_header_is_noticed(written, rng):
     path, entry, chunk = written
     good = path.read_bytes()
-    for position in range(len(good) - 1205):
+    header_bytes = len(good) - 1205
+    # Every byte that says something, and some of the spaces that fill the page.
+    for position in (*range(256), *rng.sample(range(256, header_bytes), 50), header_bytes - 1):
         damaged = bytearray(good)
         damaged[position] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
 
         with pytest.raises(DamagedCheckpointError):
-            read_all(path, entry, chunk)
+            read(path, entry, chunk)
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: b"", lambda data: data + b"\0"])
@@ -116,7 +126,7 @@ def test_another_length_is_noticed_before_anything_is_read(written, change):
     path.write_bytes(change(path.read_bytes()))
 
     with pytest.raises(DamagedCheckpointError, match=r"truncated|too long"):
-        read_all(path, entry, chunk)
+        read(path, entry, chunk)
 
 
 def test_a_missing_shard_is_damage(written):
@@ -124,20 +134,42 @@ def test_a_missing_shard_is_damage(written):
     path.unlink()
 
     with pytest.raises(DamagedCheckpointError, match="missing"):
-        read_all(path, entry, chunk)
-
-
-def test_a_chunk_that_is_not_in_the_shard_is_damage(written):
-    path, entry, _ = written
-    absent = ChunkEntry(file="s", key="z", offsets=(0,), shape=(1,), hash="")
-
-    with pytest.raises(DamagedCheckpointError, match="not described"):
-        read_all(path, entry, absent)
+        read(path, entry, chunk)
 
 
 @pytest.mark.parametrize(
-    "tensor", [torch.eye(2).to_sparse(), torch.zeros(2, dtype=torch.complex128)], ids=["sparse", "complex128"]
+    ("key", "shape", "hashes", "dtype"),
+    [
+        ("z", (300,), ("",), torch.float32),
+        ("x", (150, 2), ("",), torch.float32),
+        ("x", (300,), ("",), torch.int32),
+        ("x", (300,), ("", ""), torch.float32),
+        ("x", (300,), (), torch.float32),
+    ],
+    ids=["key", "shape", "type", "a hash too many", "no hash"],
 )
-def test_what_safetensors_cannot_hold_is_refused_by_name(tensor):
-    with pytest.raises(CheckpointWriteError, match=r"'model\.odd'"):
-        dtype_name("model.odd", tensor)
+def test_a_manifest_that_describes_another_shard_is_noticed(written, key, shape, hashes, dtype):
+    path, entry, _ = written
+    other = ChunkEntry(file="s", key=key, offsets=(0,) * len(shape), shape=shape, hashes=hashes)
+
+    with pytest.raises(DamagedCheckpointError, match="not described"):
+        read(path, entry, other, dtype)
+
+
+def test_the_source_is_closed_with_the_reader_and_where_there_is_none(written):
+    path, entry, _ = written
+
+    class Watched(FileSource):
+        is_closed = False
+
+        def close(self) -> None:
+            super().close()
+            self.is_closed = True
+
+    source, other = Watched(path, step=5), Watched(path, step=5)
+    ShardReader(source, entry, step=5).close()
+    with pytest.raises(DamagedCheckpointError):
+        ShardReader(other, FileEntry(size_bytes=1, header_hash=""), step=5)
+
+    assert source.is_closed
+    assert other.is_closed

@@ -8,15 +8,11 @@ import torch
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage, verify_all, verify_checkpoint
-from production_ml.fault_tolerance.saving.commit import carry_out
-from production_ml.fault_tolerance.saving.patience import Patience
 
 
 @pytest.fixture
-def checkpoint(directory, order_of):
-    directory.begin(1, "00ff").release()
-    shared = torch.ones(3)
-    carry_out(order_of(tensors={"a": torch.arange(4.0), "b": shared}), Patience())
+def checkpoint(directory, commit_step):
+    commit_step(1, tensors={"a": torch.arange(4.0), "b": torch.ones(3)})
     return directory.committed(1)
 
 
@@ -47,7 +43,7 @@ def test_a_missing_file_is_named(directory, checkpoint, name):
     assert list(verify_checkpoint(directory, 1)) == [Damage(1, str(checkpoint / name), None, "the file is missing")]
 
 
-def test_what_a_training_removes_meanwhile_is_left_out_and_damage_is_not(directory, order_of, checkpoint):
+def test_what_a_training_removes_meanwhile_is_left_out_and_damage_is_not(directory, commit_step, checkpoint):
     class BesideATraining(CheckpointDirectory):
         """Step 2 is pruned between the listing and the look at it."""
 
@@ -57,8 +53,7 @@ def test_what_a_training_removes_meanwhile_is_left_out_and_damage_is_not(directo
             return super().manifest(step)
 
     for step in (2, 3):
-        directory.begin(step, "00ff").release()
-        carry_out(order_of(step), Patience())
+        commit_step(step)
     (directory.committed(3) / "manifest.json").unlink()
 
     found = verify_all(BesideATraining(directory.path))

@@ -10,20 +10,12 @@ import torch
 from production_ml.core.errors import CheckpointMismatchError
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.newest_good import search
-from production_ml.fault_tolerance.saving.commit import carry_out
-from production_ml.fault_tolerance.saving.patience import Patience
-
-
-def commit(directory, order_of, step: int, *, value: float | None = None, save_id: str = "00ff") -> None:
-    directory.begin(step, save_id).release()
-    tensors = {"x": torch.full((4,), float(step) if value is None else value)}
-    carry_out(order_of(step, tensors=tensors, save_id=save_id), Patience())
 
 
 @pytest.fixture
-def three_steps(directory, order_of):
+def three_steps(directory, commit_step):
     for step in (1, 2, 3):
-        commit(directory, order_of, step)
+        commit_step(step, tensors={"x": torch.full((4,), float(step))})
     return directory
 
 
@@ -74,9 +66,9 @@ def test_a_sound_one_that_does_not_fit_stops_the_search(three_steps):
         search(three_steps, refuse, rank=0, world_size=1)
 
 
-def test_what_is_being_loaded_is_not_removed_by_a_training_that_prunes_meanwhile(three_steps, order_of):
+def test_what_is_being_loaded_is_not_removed_by_a_training_that_prunes_meanwhile(three_steps, commit_step):
     def plan_while_the_training_goes_on(manifest) -> Restoration:
-        commit(three_steps, order_of, 4)
+        commit_step(4)
         assert [three_steps.remove(step) for step in (1, 2, 3)] == [True, True, False]
         return everything(manifest)
 
@@ -86,12 +78,12 @@ def test_what_is_being_loaded_is_not_removed_by_a_training_that_prunes_meanwhile
     assert three_steps.remove(3)
 
 
-def test_what_vanishes_meanwhile_is_not_damage_and_a_newer_one_is_taken(three_steps, order_of):
+def test_what_vanishes_meanwhile_is_not_damage_and_a_newer_one_is_taken(three_steps, commit_step):
     """As where a file system has no locks, or a person deletes."""
 
     def plan_while_the_training_goes_on(manifest) -> Restoration:
         if manifest.step == 3:
-            commit(three_steps, order_of, 4)
+            commit_step(4)
             for step in (1, 2, 3):
                 shutil.rmtree(three_steps.committed(step))
         return everything(manifest)
@@ -102,12 +94,12 @@ def test_what_vanishes_meanwhile_is_not_damage_and_a_newer_one_is_taken(three_st
     assert found.damaged == {}
 
 
-def test_what_a_training_replaces_meanwhile_is_not_damage(three_steps, order_of):
+def test_what_a_training_replaces_meanwhile_is_not_damage(three_steps, commit_step):
     replaced = []
 
     def plan_while_the_training_goes_on(manifest) -> Restoration:
         if not replaced:
-            commit(three_steps, order_of, 3, value=7.0, save_id="abcd")
+            commit_step(3, tensors={"x": torch.full((4,), 7.0)}, save_id="abcd")
             replaced.append(manifest.step)
         return everything(manifest)
 

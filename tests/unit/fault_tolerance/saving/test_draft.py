@@ -11,17 +11,21 @@ import torch
 from torch import nn
 
 from production_ml.core.errors import CheckpointWriteError, ConfigError
-from production_ml.fault_tolerance.saving.draft import SaveInputs, agree, draft_save, parse_metrics, parse_step
-from production_ml.fault_tolerance.saving.staging import StagingMemory
+from production_ml.fault_tolerance.saving.draft import Drafting, SaveInputs, agree, parse_metrics, parse_step
+from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
+from production_ml.fault_tolerance.saving.staging import Staging
 
 
 def names_in(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir())
 
 
-def draft(directory, *, step: int = 1, rank: int = 0, **extra):
+def draft(directory, *, step: int = 1, rank: int = 0, world_size: int = 2, **extra):
     inputs = SaveInputs(nn.Linear(2, 2), None, step, {"loss": torch.tensor(0.5)}, extra)
-    return draft_save(directory, StagingMemory(), inputs, rank=rank, world_size=2)
+    drafting = Drafting(
+        directory=directory, planner=ShardPlanner(rank=rank), staging=Staging(), rank=rank, world_size=world_size
+    )
+    return drafting.draft(inputs, frozenset())
 
 
 @pytest.mark.parametrize("step", [3, np.int64(3), torch.tensor(3)])
@@ -52,7 +56,7 @@ def test_only_rank_0_makes_the_directory_and_gives_values(directory):
 
     assert follower.lock is None
     assert follower.order.values is None
-    assert follower.order.staged == {}
+    assert follower.order.contents.holdings == ()
     assert leader.order.written.is_dir()
     assert follower.fingerprint == leader.fingerprint
     leader.abandon()
@@ -83,3 +87,17 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(directory):
 
     with pytest.raises(CheckpointWriteError, match="move the file that is in its place"):
         draft(directory)
+
+
+def test_a_draft_alone_is_agreed_at_once(directory):
+    alone = draft(directory, world_size=1)
+
+    assert agree(alone, None).order == alone.order
+    alone.abandon()
+
+
+def test_where_there_is_no_memory_for_the_copy_the_directory_is_removed_again(directory, file_size_limit):
+    with file_size_limit(5000), pytest.raises(CheckpointWriteError, match="step 7 could not be written"):
+        draft(directory, step=7, large=torch.ones(5000))
+
+    assert names_in(directory.path) == []

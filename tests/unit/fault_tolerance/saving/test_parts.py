@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from production_ml.core.errors import CheckpointWriteError
-from production_ml.fault_tolerance.checkpoint_format.boxes import Box
 from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry
+from production_ml.fault_tolerance.saving.order import Holding
 from production_ml.fault_tolerance.saving.parts import (
     Part,
     describe_part,
@@ -15,20 +17,20 @@ from production_ml.fault_tolerance.saving.parts import (
     write_failure,
     write_part,
 )
-from production_ml.fault_tolerance.saving.shard_plan import Holding
 
 FILE = FileEntry(size_bytes=8, header_hash="aa")
 
 
 def part(rank: int, *, begin: int, size: int, total: int = 4, dtype: str = "F32") -> Part:
-    held = Holding("x", "x", dtype, (total, 2), Box((begin, 0), (size, 2)))
-    return describe_part(rank, [held], FILE, {"x": "bb"})
+    held = Holding("x", "x", dtype, (total, 2), (begin, 0), (size, 2))
+    return describe_part(rank, [held], FILE, {"x": ("bb", "cc")})
 
 
 def test_a_part_comes_back_as_it_was_written(tmp_path):
-    write_part(tmp_path, 3, part(3, begin=1, size=2))
+    written = replace(part(3, begin=1, size=2), rank_values=({"seed": 1},))
+    write_part(tmp_path, 3, written)
 
-    assert read_parts(tmp_path, [3, 4]) == {3: part(3, begin=1, size=2)}
+    assert read_parts(tmp_path, [3, 4]) == {3: written}
 
 
 def test_a_part_is_not_asked_for_by_name_before_it_is_listed(tmp_path, touched):
@@ -55,6 +57,13 @@ def test_parts_of_a_tensor_become_one_entry():
 
     assert [chunk.offsets for chunk in whole.tensors["x"].chunks] == [(0, 0), (3, 0)]
     assert set(whole.files) == {"rank-00000.safetensors", "rank-00001.safetensors"}
+
+
+def test_state_that_differs_by_rank_is_there_for_all_ranks_or_for_none():
+    own = [replace(part(rank, begin=2 * rank, size=2), rank_values=({"seed": rank},)) for rank in range(2)]
+
+    assert merge_parts(own).rank_values == ({"seed": 0}, {"seed": 1})
+    assert merge_parts([own[0], replace(own[1], rank_values=())]).rank_values == ()
 
 
 def test_a_tensor_with_a_hole_is_never_committed():

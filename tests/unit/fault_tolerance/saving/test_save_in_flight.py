@@ -2,52 +2,95 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from torch import nn
 
 from production_ml.core.errors import CheckpointWriteError
-from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
-from production_ml.fault_tolerance.saving.commit import carry_out
-from production_ml.fault_tolerance.saving.draft import SaveInputs, agree, draft_save
-from production_ml.fault_tolerance.saving.patience import Patience
-from production_ml.fault_tolerance.saving.save_in_flight import SaveInFlight
-from production_ml.fault_tolerance.saving.staging import StagingMemory
+from production_ml.fault_tolerance.checkpoint_format.save_lock import is_held
+from production_ml.fault_tolerance.saving.draft import SaveDraft
+from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
+from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
+from production_ml.fault_tolerance.saving.staging import Staging, Transfer
+from production_ml.fault_tolerance.saving.writer.client import Writer
 
 
-def ignore(manifest: Manifest) -> None:
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+def ignore(committed: Committed) -> None:
     """Nothing to do after the commit."""
 
 
-def test_training_goes_on_while_the_save_is_under_way_and_nothing_tears(directory, order_of):
-    model = nn.Linear(4, 4)
-    was = model.weight.detach().clone()
-    draft = draft_save(directory, StagingMemory(), SaveInputs(model, None, 1, {}, {}), rank=0, world_size=2)
-    # Alone in this process there is nobody to agree with; rank 1 comes late, so the save stays open until it does.
-    order = draft.order
-    committed: list[int] = []
-    flight = SaveInFlight(order, lock=draft.lock, on_commit=lambda manifest: committed.append(manifest.step))
-    flight.start()
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    writer = Writer()
+    yield writer
+    writer.close()
 
-    with torch.no_grad():
-        model.weight.zero_()
+
+@pytest.fixture
+def flight_of(directory, share_of, writer) -> Callable[..., SaveInFlight]:
+    """A save that all ranks have agreed to; its copies are made."""
+
+    def make(
+        step: int = 1,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        on_commit: Callable[[Committed], None] = ignore,
+        transfer: Transfer | None = None,
+        values: object = None,
+    ) -> SaveInFlight:
+        share = share_of(step, rank=rank, world_size=world_size)
+        order = share.order if values is None else replace(share.order, values=values)
+        lock = directory.begin(step, "00ff") if rank == 0 else None
+        copied = transfer or Staging().begin(ShardPlanner(rank=0).plan({}), frozenset())
+        return SaveInFlight(SaveDraft(order, copied, lock, ""), share.image, writer, on_commit)
+
+    return make
+
+
+def torn_transfer() -> Transfer:
+    tensor = torch.ones(1 << 17)
+    transfer = Staging().begin(ShardPlanner(rank=0).plan({"x": tensor}), {id(tensor)})
+    tensor.zero_()
+    return transfer
+
+
+def test_what_follows_a_commit_is_told_its_step_and_size(directory, flight_of):
+    committed: list[Committed] = []
+    flight = flight_of(on_commit=committed.append)
+    flight.start()
+    flight.join()
+
+    assert flight.error is None
+    assert committed == [Committed(1, directory.manifest(1).size_bytes)]
+
+
+def test_the_save_stays_open_until_the_last_rank_has_written(directory, share_of, flight_of):
+    committed: list[Committed] = []
+    flight = flight_of(world_size=2, on_commit=committed.append)
+    flight.start()
     assert committed == []
     assert directory.steps() == []
 
-    late = order_of(rank=1, world_size=2, tensors={}, save_id=order.save_id)
-    carry_out(late, Patience())
+    share_of(rank=1, world_size=2, tensors={}).carry_out()
     flight.join()
 
-    assert committed == [1]
-    assert flight.error is None
-    shard = directory.committed(1) / "rank-00000.safetensors"
-    assert was.numpy().tobytes() in shard.read_bytes()
+    assert [found.step for found in committed] == [1]
 
 
-def test_an_error_is_kept_and_told_to_the_log(directory, order_of, caplog):
-    flight = SaveInFlight(order_of(4), lock=None, on_commit=ignore)  # nobody made its directory
+def test_an_error_is_kept_and_told_to_the_log(directory, flight_of, caplog):
+    flight = flight_of(4)
+    directory.abandon(directory.incomplete(4, "00ff"))
     flight.start()
     flight.join()
 
@@ -57,22 +100,38 @@ def test_an_error_is_kept_and_told_to_the_log(directory, order_of, caplog):
     assert "No such file" in record.fields["problem"]
 
 
-def test_an_error_that_nobody_foresaw_is_kept_too(directory, order_of):
-    lock = directory.begin(1, "00ff")
-    flight = SaveInFlight(replace(order_of(1), values=object()), lock=lock, on_commit=ignore)
+def test_an_error_that_nobody_foresaw_is_kept_too_and_leaves_nothing(directory, flight_of):
+    flight = flight_of(values=object())
     flight.run()
 
     assert flight.error is not None
     assert isinstance(flight.error.__cause__, TypeError)
-    assert directory.steps() == []
+    assert names_in(directory.path) == []
 
 
-def test_a_committed_checkpoint_is_not_called_failed_for_what_fails_after_it(directory, order_of, caplog):
-    def fail(manifest: Manifest) -> None:
+def test_a_torn_copy_is_dropped_and_leaves_nothing(directory, flight_of, caplog):
+    flight = flight_of(transfer=torn_transfer())
+    flight.run()
+
+    assert "'x' changed in place" in str(flight.error)
+    assert [record.event for record in caplog.records] == ["checkpoint_save_failed"]
+    assert names_in(directory.path) == []
+
+
+def test_a_torn_copy_of_one_rank_is_told_to_rank_0(share_of, directory, flight_of):
+    lock = directory.begin(1, "00ff")
+    flight_of(rank=1, world_size=2, transfer=torn_transfer()).run()
+
+    with pytest.raises(CheckpointWriteError, match="Rank 1 could not write its shard: tensor 'x' changed in place"):
+        share_of(world_size=2).carry_out()
+    lock.release()
+
+
+def test_a_committed_checkpoint_is_not_called_failed_for_what_fails_after_it(directory, flight_of, caplog):
+    def fail(committed: Committed) -> None:
         raise OSError(5, "Input/output error")
 
-    lock = directory.begin(1, "00ff")
-    flight = SaveInFlight(order_of(1), lock=lock, on_commit=fail)
+    flight = flight_of(on_commit=fail)
     flight.run()
 
     assert flight.error is None
@@ -81,29 +140,66 @@ def test_a_committed_checkpoint_is_not_called_failed_for_what_fails_after_it(dir
     assert "Step 1 is committed" in record.message
 
 
-def test_a_script_that_failed_does_not_wait_long_for_ranks_that_are_gone(directory, order_of):
-    lock = directory.begin(1, "00ff")
-    flight = SaveInFlight(order_of(1, world_size=2), lock=lock, on_commit=ignore)
-    flight.start()
+def test_a_script_that_failed_does_not_wait_long_for_ranks_that_are_gone(flight_of):
+    flight = flight_of(world_size=2)
+    # The copies may still be under way when the script fails: it must not be forgotten until they are made.
     flight.leave_soon(within_seconds=0.0)
+    flight.start()
     flight.join()
 
-    assert isinstance(flight.error, CheckpointWriteError)
+    assert "rank 1 did not write its shard in time" in str(flight.error)
 
 
-def test_the_lock_is_let_go_however_the_save_ends(directory, order_of):
-    for step in (1, 2):
-        lock = directory.begin(step, "00ff")
-        if step == 2:
-            (directory.incomplete(2, "00ff") / "rank-00000.safetensors").mkdir()
-        SaveInFlight(order_of(step), lock=lock, on_commit=ignore).run()
+def test_a_script_that_failed_once_waits_as_long_as_ever_in_a_later_save(directory, share_of, flight_of):
+    flight = flight_of(world_size=2)
+    flight.leave_soon(within_seconds=0.0)
+    flight.run()
 
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            lock.release()
+    flight = flight_of(2, world_size=2)
+    flight.start()
+    share_of(2, rank=1, world_size=2, tensors={}).carry_out()
+    flight.join()
+
+    assert flight.error is None
+    assert directory.steps() == [2]
 
 
-def test_a_draft_alone_is_agreed_at_once(directory):
-    draft = draft_save(directory, StagingMemory(), SaveInputs(nn.Linear(1, 1), None, 1, {}, {}), rank=0, world_size=1)
+@pytest.mark.parametrize("ending", ["committed", "refused", "torn", "unforeseen"])
+def test_the_lock_is_let_go_however_the_save_ends(directory, flight_of, ending, tmp_path):
+    flight = flight_of(
+        transfer=torn_transfer() if ending == "torn" else None, values=object() if ending == "unforeseen" else None
+    )
+    written = directory.incomplete(1, "00ff")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "save.lock").hardlink_to(written / "save.lock")  # outlives the directory
+    if ending == "refused":
+        (written / "rank-00000.safetensors").mkdir()
+    assert is_held(tmp_path / "kept")
 
-    assert agree(draft, None) == draft.order
-    draft.abandon()
+    flight.run()
+
+    assert (flight.error is None) == (ending == "committed")
+    assert not is_held(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_the_writer_is_killed_the_other_ranks_hear_of_it_and_rank_0_leaves_nothing(
+    directory, share_of, flight_of, writer, rank
+):
+    lock = directory.begin(1, "00ff") if rank == 1 else None
+    share = share_of(rank=rank, world_size=2)
+    writer.prepare(share.image)
+    [process] = [child for child in psutil.Process().children() if "saving.writer" in " ".join(child.cmdline())]
+    process.suspend()  # it is alive when it gets the order, and never carries it out
+    flight = flight_of(rank=rank, world_size=2)
+    flight.start()
+    os.kill(process.pid, signal.SIGKILL)
+    flight.join()
+
+    assert "was killed by signal 9" in str(flight.error)
+    if rank == 0:
+        assert names_in(directory.path) == []
+    else:
+        with pytest.raises(CheckpointWriteError, match=r"Rank 1 could not write its shard: .*killed by signal 9"):
+            share_of(world_size=2).carry_out()
+        lock.release()

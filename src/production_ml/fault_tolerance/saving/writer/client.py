@@ -15,7 +15,7 @@ from typing import Any, Final
 import production_ml
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.base import Claim
-from production_ml.fault_tolerance.saving.commit import GivenUpError
+from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
@@ -65,7 +65,23 @@ class Writer:
         Raises:
             CheckpointWriteError: There will be no such checkpoint.
         """
-        self._leave_within_seconds = None
+        try:
+            answer = self._await_written(order, image, lock)
+        except BaseException as problem:
+            # What the writer could not do it has told the other ranks itself; that it is gone it cannot tell.
+            give_up(order, problem)
+            raise
+        finally:
+            # Not when it begins: a script may have failed while what is written now was still being copied.
+            self._leave_within_seconds = None
+        if answer["kind"] == "failed":
+            kind = GivenUpError if answer.get("is_given_up") else CheckpointWriteError
+            error = kind(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
+            error.errno = answer["errno"]
+            raise error
+        return int(answer["size_bytes"])
+
+    def _await_written(self, order: SaveOrder, image: ShardImage, lock: Claim | None) -> dict[str, Any]:
         try:
             self.prepare(image)
             answer = self._ask(order, lock)
@@ -73,12 +89,7 @@ class Writer:
             raise self._death(order) from problem
         if answer is None:
             raise self._death(order)
-        if answer["kind"] == "failed":
-            kind = GivenUpError if answer["is_given_up"] else CheckpointWriteError
-            error = kind(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
-            error.errno = answer["errno"]
-            raise error
-        return int(answer["size_bytes"])
+        return answer
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
         """The script has failed: do not wait long for ranks that may be gone. Another thread may say so."""

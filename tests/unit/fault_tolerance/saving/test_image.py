@@ -1,0 +1,76 @@
+"""An image is memory that another process can see, reused until it is too small, and let go of for good."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from production_ml.fault_tolerance.saving.image import ShardImage
+
+
+@pytest.fixture
+def image():
+    image = ShardImage()
+    yield image
+    image.close()
+
+
+def test_it_has_room_for_whole_pages_and_moves_only_to_grow(image):
+    assert len(image.data) == 0
+    assert image.resize(5000)
+    assert len(image.data) == 8192
+    image.data[0] = 7
+
+    assert not image.resize(8192)
+    assert not image.resize(10)
+    assert image.data[0] == 7
+    assert image.resize(8193)
+    assert bytes(image.data) == bytes(12_288)
+
+
+def test_another_process_sees_what_is_written_into_it(image):
+    image.resize(4096)
+    image.data[:5] = b"hello"
+    script = (
+        "import sys; from production_ml.fault_tolerance.saving.image import ShardImage;"
+        "image = ShardImage(int(sys.argv[1])); print(bytes(image.data[:5]), len(image.data)); image.data[:3] = b'bye'"
+    )
+
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(image.descriptor)],
+        pass_fds=[image.descriptor],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert ran.stdout.split() == ["b'hello'", "4096"]
+    assert bytes(image.data[:5]) == b"byelo"
+
+
+def test_a_program_that_the_trainer_starts_gets_no_copy_of_it(image):
+    assert not os.get_inheritable(image.descriptor)
+
+
+def test_memory_that_is_not_there_is_told_before_it_is_touched(image, file_size_limit):
+    with file_size_limit(4096), pytest.raises(OSError, match="File too large"):
+        image.resize(8192)
+
+    assert len(image.data) == 0
+    assert image.resize(8192)
+    image.data[-1] = 1
+
+
+def test_images_that_are_closed_or_forgotten_leave_no_descriptor():
+    before = set(os.listdir("/proc/self/fd"))
+
+    closed, forgotten = ShardImage(), ShardImage()
+    closed.resize(4096)
+    forgotten.resize(4096)
+    closed.close()
+    del forgotten
+
+    assert set(os.listdir("/proc/self/fd")) <= before

@@ -1,0 +1,183 @@
+"""Saves follow on each other without tearing, and a fork leaves those of its parent alone."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from production_ml.fault_tolerance import CheckpointManager
+
+
+def committed(root: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def test_steps_that_follow_at_once_on_saves_tear_none_of_them(root, caplog):
+    model = nn.Linear(700, 500)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+        parameter.grad = torch.full_like(parameter, -1.0)
+    with CheckpointManager(root, keep_last_n=30, save_best=False) as manager:
+        for step in range(8):
+            manager.save(model=model, optimizer=optimizer, step=step)
+            optimizer.step()
+
+        for step in reversed(range(8)):
+            assert manager.load_latest(model, optimizer)["step"] == step
+            assert all(bool((parameter == step).all()) for parameter in model.parameters())
+            (root / f"step-{step:08d}" / "manifest.json").unlink()
+    assert "checkpoint_save_failed" not in [getattr(record, "event", "") for record in caplog.records]
+
+
+def test_buffers_and_extras_are_those_of_the_call_though_the_next_forward_changes_them(root):
+    model = nn.BatchNorm1d(100_000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    averages = {"mean": torch.ones(100_000)}
+    was = model.running_mean.clone()
+    with CheckpointManager(root) as manager:
+        manager.save(model=model, optimizer=optimizer, step=1, averages=averages)
+        averages["mean"].zero_()
+        model(torch.randn(2, 100_000))
+        assert not torch.equal(model.running_mean, was)
+
+        state = manager.load_latest(model, optimizer)
+
+    assert torch.equal(model.running_mean, was)
+    assert torch.equal(state["averages"]["mean"], torch.ones(100_000))
+
+
+def test_a_save_that_would_mix_two_moments_is_dropped_and_told_of_and_the_next_is_copied_at_once(root, caplog):
+    model = nn.Linear(4000, 2000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def change(value: float) -> None:
+        """As a script does that sets weights itself, and not by optimizer.step()."""
+        with torch.no_grad():
+            model.weight.fill_(value)
+
+    with CheckpointManager(root) as manager:
+        manager.save(model=model, optimizer=optimizer, step=1)
+        change(1.0)
+        manager.save(model=model, optimizer=optimizer, step=2)
+        change(2.0)
+        manager.save(model=model, optimizer=optimizer, step=3)
+
+    assert committed(root) == [2, 3]
+    [problem] = [record for record in caplog.records if getattr(record, "event", "") == "checkpoint_save_failed"]
+    assert problem.fields["step"] == 1
+    assert "'model.weight' changed in place between save() and the next optimizer.step()" in problem.fields["problem"]
+    for step in (3, 2):
+        assert CheckpointManager(root).load_latest(model, optimizer)["step"] == step
+        assert (model.weight == step - 1).all()
+        (root / f"step-{step:08d}" / "manifest.json").unlink()
+
+
+def test_a_closed_manager_no_longer_holds_the_optimizer_back(root, trained):
+    model, optimizer = trained
+    with CheckpointManager(root) as manager:
+        manager.save(model=model, optimizer=optimizer, step=1)
+        assert optimizer._optimizer_step_pre_hooks
+
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_managers_that_come_and_go_leave_no_descriptor_behind(root, trained):
+    def save_and_load(step: int) -> None:
+        with CheckpointManager(root) as manager:
+            manager.save(model=trained[0], optimizer=trained[1], step=step)
+        CheckpointManager(root).load_latest(*trained)
+
+    save_and_load(1)
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
+    save_and_load(2)
+    gc.collect()
+
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+PRELUDE = """
+import os, shutil, sys, traceback
+from pathlib import Path
+import torch
+from torch import nn
+from production_ml.fault_tolerance import CheckpointManager
+
+torch.set_num_threads(1)  # the threads of a pool are not in a fork
+root = Path(sys.argv[1])
+model = nn.Linear(300, 300)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+def fill(value):
+    with torch.no_grad():
+        model.weight.fill_(value)
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+def assert_holds(name, values):
+    for step, value in sorted(values.items(), reverse=True):
+        assert CheckpointManager(root / name).load_latest(model)["step"] == step
+        assert (model.weight == value).all(), (name, step, model.weight)
+        shutil.rmtree(root / name / f"step-{step:08d}")
+"""
+
+
+def test_a_fork_saves_and_ends_without_touching_the_parents_image_writer_or_save(tmp_path):
+    script = (
+        PRELUDE
+        + """
+manager = CheckpointManager(root / "parent", keep_last_n=9)
+
+def save_elsewhere():
+    fill(7.0)
+    optimizer.step()
+    with CheckpointManager(root / "child") as own:
+        own.save(model=model, optimizer=optimizer, step=7)
+
+def save_with_its_copy_of_the_manager():
+    fill(8.0)
+    manager.save(model=model, optimizer=optimizer, step=8)
+    manager.close()
+
+children = [save_elsewhere, save_with_its_copy_of_the_manager, manager.close, manager.wait,
+            lambda: manager.load_latest(nn.Linear(300, 300))]
+writers = set()
+for step, child in enumerate(children, start=1):
+    fill(step)
+    manager.save(model=model, optimizer=optimizer, step=step)
+    in_child(child)
+    manager.wait()
+    writers.add(manager._saver._writer._process.pid)
+manager.close()
+
+assert len(writers) == 1, writers
+assert_holds("parent", {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0, 8: 8.0})
+assert_holds("child", {7: 7.0})
+"""
+    )
+
+    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+
+    assert ran.returncode == 0, ran.stderr
