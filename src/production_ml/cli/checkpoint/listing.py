@@ -81,7 +81,7 @@ def _describe(directory: CheckpointPlace, step: int, *, is_verified: bool) -> di
 def _verified(directory: CheckpointPlace, manifest: Manifest) -> str | None:
     from production_ml.fault_tolerance.interchange.parallel_verification import verify_in_parallel
 
-    with progress(f"step {manifest.step}", manifest.size_bytes) as on_bytes:
+    with directory.reading(manifest.step), progress(f"step {manifest.step}", manifest.size_bytes) as on_bytes:
         damage = verify_in_parallel(directory, manifest, on_bytes=on_bytes)
     if not damage:
         return None

@@ -116,7 +116,7 @@ class VerifiedStorageWriter(StorageWriter):
             raise self._write_error(problem) from problem
         self._begun = _Draft(save_id, 0)
         written = self._directory.incomplete(step, save_id)
-        self._abandon = weakref.finalize(self, _abandon, self._directory, written, lock)
+        self._abandon = weakref.finalize(self, _abandon, self._directory, written, lock, os.getpid())
         return [replace(plan, storage_data=_Draft(save_id, number)) for number, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -217,7 +217,9 @@ class VerifiedStorageWriter(StorageWriter):
         return write_error(what, problem)
 
 
-def _abandon(directory: CheckpointDirectory, written: DirectorySave, lock: SaveLock) -> None:
+def _abandon(directory: CheckpointDirectory, written: DirectorySave, lock: SaveLock, owner: int) -> None:
+    if os.getpid() != owner:  # a fork that ends has no say in its parent's save
+        return
     with contextlib.suppress(OSError):
         directory.abandon(written)
     lock.release()
