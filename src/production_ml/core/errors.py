@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ExitCode(IntEnum):
@@ -35,6 +35,17 @@ class ProductionMLError(Exception):
         self.meaning = meaning
         self.cure = cure
         super().__init__("\n".join(part for part in (what, meaning, cure) if part))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Constructors take facts, not the message, so the default way back fails: in the midst of an exchange between
+        # ranks or processes, where it would hide the error itself.
+        return _with_facts, (type(self), self.args, self.__dict__)
+
+
+def _with_facts(kind: type[ProductionMLError], arguments: tuple[Any, ...], facts: dict[str, Any]) -> ProductionMLError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(facts)
+    return error
 
 
 class ConfigError(ProductionMLError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,13 @@ def test_every_error_of_the_library_can_be_caught_as_one():
 
     assert len(raised) > 10
     assert all(issubclass(kind, ProductionMLError) for kind in raised)
+
+
+def test_an_error_keeps_its_facts_on_the_way_to_another_process():
+    error = DamagedCheckpointError("shard", "is damaged", step=3, tensor="w")
+
+    arrived = pickle.loads(pickle.dumps(error))
+
+    assert (type(arrived), str(arrived)) == (DamagedCheckpointError, str(error))
+    assert (arrived.path, arrived.step, arrived.tensor) == (Path("shard"), 3, "w")
+    assert str(pickle.loads(pickle.dumps(ConfigError("step", -1, "is negative")))) == "step = -1: is negative"

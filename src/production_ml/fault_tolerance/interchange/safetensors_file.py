@@ -1,0 +1,66 @@
+"""What a safetensors file holds, for an import: anybody's weights, or all that an export of ours put into it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from production_ml.core.errors import InputFileError
+from production_ml.fault_tolerance.checkpoint_format.state_tree import tensor_names
+from production_ml.fault_tolerance.interchange.consolidated import METRICS_KEY, STEP_KEY, VALUES_KEY, is_plain_tensor
+from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
+
+
+def read_safetensors(path: Path, config: ImportConfig) -> SortedState:
+    """What is in a safetensors file, sorted; its tensors are mapped from the file, not read.
+
+    A file that `write_consolidated` wrote with everything gives everything back.
+
+    Raises:
+        InputFileError: It is no safetensors file.
+        CheckpointWriteError: Something in it cannot be saved; the message names it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputFileError(path, "is not a file" if path.exists() else "does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as problem:
+        raise InputFileError(path, f"is not a safetensors file ({problem})") from problem
+    own = _own(metadata)
+    found = _everything(own["values"], tensors, config) if "values" in own else None
+    # A file that was changed by another tool may have kept our metadata: then it is a file of weights like any other.
+    found = found or sort_state(tensors, config)
+    found.step, found.metrics = own.get("step"), own.get("metrics", {})
+    return found
+
+
+def _everything(values: Any, tensors: Mapping[str, Any], config: ImportConfig) -> SortedState | None:
+    """What the values of a checkpoint say of the tensors; None where the two do not belong together."""
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        return None
+    plain = {name: item["$tensor"] for name, item in values["model"].items() if is_plain_tensor(item)}
+    by_name = {plain.get(name, name): tensor for name, tensor in tensors.items()}
+    if config.model_only:
+        values = {**values, "optimizer": None, "extra": {}}
+    wanted = set(tensor_names(values))
+    if not wanted <= set(by_name):
+        return None
+    return SortedState(values, {name: by_name[name] for name in wanted})
+
+
+def _own(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Our own part of a file's metadata."""
+    own = {}
+    for key in (STEP_KEY, METRICS_KEY, VALUES_KEY):
+        with contextlib.suppress(KeyError, ValueError):
+            own[key.rpartition(".")[2]] = json.loads(metadata[key])
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        own["metrics"] = {name: float(value) for name, value in own["metrics"].items()}
+    return own

@@ -1,0 +1,33 @@
+"""`checkpoint diff` tells whether two checkpoints hold the same, and its exit code says so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from production_ml.core.errors import ExitCode, InputFileError
+
+
+def test_a_checkpoint_is_the_same_as_itself_by_each_of_its_names(run, root):
+    result = run("diff", root, root / "step-00000300")
+
+    assert result.exit_code == ExitCode.OK
+    assert "The same: 4 tensors" in result.stdout
+
+
+def test_what_differs_is_listed_and_the_exit_code_is_1(run, root):
+    result, as_json = run("diff", f"{root}@100", f"{root}@300"), run("diff", f"{root}@100", f"{root}@300", "--json")
+
+    assert result.exit_code == as_json.exit_code == ExitCode.FAILED
+    assert "value extra.epoch.value: 1 / 3" in result.stdout
+    found = json.loads(as_json.stdout)
+    assert found["same"] is False
+    [weight] = [item for item in found["tensors"] if item["name"] == "model.weight"]
+    assert (weight["kind"], weight["elements"], weight["of"]) == ("values", 4, 4)
+    assert weight["greatest"] > 0
+
+
+def test_a_step_that_is_not_there_is_bad_input(run, root):
+    with pytest.raises(InputFileError, match="holds no step 7"):
+        run("diff", f"{root}@7", root)
