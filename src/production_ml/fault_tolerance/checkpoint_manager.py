@@ -23,11 +23,12 @@ from production_ml.fault_tolerance.checkpoint_format.places import open_place
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration, plan_restoration
 from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
+from production_ml.fault_tolerance.full_checkpoints import FullCheckpoints
 from production_ml.fault_tolerance.loading.damage_report import describe
 from production_ml.fault_tolerance.loading.newest_good import Search, apply_on_all, search
 from production_ml.fault_tolerance.loading.reading import Verify
 from production_ml.fault_tolerance.retention import KeepBest, KeepLast, KeepPolicy, Pruning
-from production_ml.fault_tolerance.save_schedule import SavePolicy, SaveSchedule, parse_save_every
+from production_ml.fault_tolerance.save_schedule import EveryEpochs, SavePolicy, SaveSchedule, parse_save_every
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause
 from production_ml.fault_tolerance.saving.draft import SaveInputs
 from production_ml.fault_tolerance.saving.order import write_error
@@ -55,6 +56,7 @@ class CheckpointManager:
         save_every: When `save_if_due` saves: every so many steps, every so often (a timedelta), `"auto"` for the
             interval that loses the least time by what saves cost here and how often this run fails (Young 1974), or a
             policy.
+        full_every: At the end of how many epochs `save_if_due` makes a full checkpoint; they are all kept.
         verify: What `load_latest` compares with its hashes: `"full"` every byte, `"sampled"` a random sixteenth,
             `"off"` none. Sizes, headers and the manifest are compared always.
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
@@ -74,6 +76,7 @@ class CheckpointManager:
         best_mode: Literal["min", "max"] = "min",
         keep: Sequence[KeepPolicy] = (),
         save_every: int | timedelta | Literal["auto"] | SavePolicy = "auto",
+        full_every: int = 1,
         verify: Verify = "full",
         asynchronous: bool = True,
     ) -> None:
@@ -84,6 +87,8 @@ class CheckpointManager:
         self._directory = _prepared(open_place(checkpoint_dir))
         self._pruning = Pruning(self._directory, policies)
         self._best_metric = best_metric if save_best else None
+        self._full_every = EveryEpochs(full_every)
+        self._full = FullCheckpoints(self._directory)
         self._schedule = SaveSchedule(parse_save_every(save_every))
         # Who decides alone when to save is told nothing of intervals, and pays no message for them.
         self._follows_schedule = False
@@ -101,6 +106,7 @@ class CheckpointManager:
         optimizer: Optimizer | None = None,
         step: int,
         metrics: Mapping[str, Any] | None = None,
+        full: bool = False,
         **extra_state: Any,
     ) -> None:
         """Save the state as it is now. When this returns, training may change everything.
@@ -112,6 +118,7 @@ class CheckpointManager:
             optimizer: Its optimizer, if it is to be resumed.
             step: The number that `load_latest` gives back; save the number of completed steps.
             metrics: Numbers or tensors of one element; the best checkpoint is chosen by them.
+            full: Also write the model's weights whole, into `full/step-….safetensors`, which any tool can open.
             **extra_state: Whatever else is to be resumed: numbers, strings, tensors, arrays and nestings of them, and
                 objects with `state_dict()` and `load_state_dict()` (an LR scheduler, a sampler, an EMA model).
 
@@ -125,6 +132,8 @@ class CheckpointManager:
             ConfigError: A step or metric is not a number, or an extra has a name that is taken.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
+        if full:
+            self._full.want(step)
         numbers = self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state))
         if numbers is not None:
             self._warn_of_missing_metric(numbers)
@@ -140,11 +149,21 @@ class CheckpointManager:
         optimizer: Optimizer | None = None,
         step: int,
         metrics: Mapping[str, Any] | None = None,
+        epoch_ended: int | None = None,
         **extra_state: Any,
     ) -> bool:
         """Save as `save` does, if `save_every` says that it is time. Call it after every step, on every rank.
 
         Where nothing is due it costs less than a microsecond, and ranks exchange no message.
+
+        Args:
+            model: As for `save`, and so are the others that are not listed here.
+            optimizer: As for `save`.
+            step: As for `save`.
+            metrics: As for `save`.
+            epoch_ended: The epoch that this step has ended, counted from 1: at the end of every `full_every`-th a full
+                checkpoint is made, whatever `save_every` says. None within an epoch.
+            **extra_state: As for `save`.
 
         Returns:
             Whether it is due; the same on all ranks.
@@ -153,9 +172,10 @@ class CheckpointManager:
             ProductionMLError: As `save` does.
         """
         self._follows_schedule = True
-        if not self._schedule.is_due(step):
+        full = epoch_ended is not None and self._full_every.is_due(epoch_ended)
+        if not self._schedule.is_due(step) and not full:
             return False
-        self.save(model=model, optimizer=optimizer, step=step, metrics=metrics, **extra_state)
+        self.save(model=model, optimizer=optimizer, step=step, metrics=metrics, full=full, **extra_state)
         return True
 
     def load_latest(self, model: nn.Module, optimizer: Optimizer | None = None, **extra: Any) -> ResumeState:
@@ -277,6 +297,7 @@ class CheckpointManager:
 
     def _follow_up(self, committed: Committed, duration_seconds: float, stall_seconds: float) -> None:
         self._schedule.written()
+        self._full.write(committed.step)
         try:
             self._pruning.prune(just_committed=committed.step)
         finally:
