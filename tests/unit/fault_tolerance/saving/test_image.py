@@ -65,7 +65,7 @@ def test_memory_that_is_not_there_is_told_before_it_is_touched(image, file_size_
 
 
 def test_images_that_are_closed_or_forgotten_leave_no_descriptor():
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
 
     closed, forgotten = ShardImage(), ShardImage()
     closed.resize(4096)
@@ -73,4 +73,4 @@ def test_images_that_are_closed_or_forgotten_leave_no_descriptor():
     closed.close()
     del forgotten
 
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert set(Path("/proc/self/fd").iterdir()) <= before
