@@ -203,7 +203,8 @@ for number in range(rounds):
     strangers = [path for path in Path(root).iterdir() if not path.name.startswith("step-")]
     left = [(str(file), file.stat().st_size) for path in strangers for file in path.iterdir() if file.stat().st_size]
     assert left == [], left
-    print(number, "node" if node_is_lost else "trainer", "killed after", state["step"], "steps, promised", promised, flush=True)
+    lost = "node" if node_is_lost else "trainer"
+    print(number, lost, "killed after", state["step"], "steps, promised", promised, flush=True)
 """
 
 

@@ -25,7 +25,7 @@ from production_ml.fault_tolerance.saving.writer import messages
 _SOURCE_ROOT: Final = str(Path(production_ml.__file__).parent.parent)
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from production_ml.fault_tolerance.saving.writer.process import main; main(int(sys.argv[2]), [int(d) for d in sys.argv[3].split(',') if d])"
+    "from production_ml.fault_tolerance.saving.writer.process import main; main(*map(int, sys.argv[2:]))"
 )
 _LOOK_SECONDS: Final = 0.2
 
@@ -110,7 +110,7 @@ class Writer:
         self.close()
         mine, theirs = socket.socketpair()
         with theirs, _own_process() as own:
-            arguments = (_SOURCE_ROOT, str(theirs.fileno()), ",".join(map(str, own)))
+            arguments = (_SOURCE_ROOT, *map(str, (theirs.fileno(), *own)))
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module, run by our own interpreter
                     (sys.executable, "-P", "-c", _START, *arguments),

@@ -113,9 +113,9 @@ class WriterProcess:
             return
 
 
-def main(channel_descriptor: int, trainer: list[int]) -> None:
+def main(channel_descriptor: int, *trainer: int) -> None:
     """Serve the trainer at the other end of the channel."""
     # A terminal's Ctrl-C and a scheduler's SIGTERM are for the trainer: what it has handed over is to be written.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    WriterProcess(socket.socket(fileno=channel_descriptor), trainer).run()
+    WriterProcess(socket.socket(fileno=channel_descriptor), list(trainer)).run()
