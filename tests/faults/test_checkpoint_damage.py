@@ -203,7 +203,8 @@ for number in range(rounds):
     strangers = [path for path in Path(root).iterdir() if not path.name.startswith("step-")]
     left = [(str(file), file.stat().st_size) for path in strangers for file in path.iterdir() if file.stat().st_size]
     assert left == [], left
-    print(number, "node" if node_is_lost else "trainer", "killed after", state["step"], "steps, promised", promised, flush=True)
+    lost = "node" if node_is_lost else "trainer"
+    print(number, lost, "killed after", state["step"], "steps, promised", promised, flush=True)
 """
 
 
@@ -301,6 +302,7 @@ def test_a_file_system_that_became_read_only_fails_the_save_and_still_loads(smal
         manager.save(model=model, step=2)
 
     assert CheckpointManager(root).load_latest(model)["step"] == 1
+    manager.close()
 
 
 def test_a_node_lost_while_it_saves_leaves_the_checkpoint_before_it_the_newest(tmp_path, free_port):
@@ -319,11 +321,13 @@ def test_a_node_lost_while_it_saves_leaves_the_checkpoint_before_it_the_newest(t
     with ranks[0], ranks[1]:
         try:
             assert ranks[1].wait(timeout=60) == -signal.SIGKILL
-            assert ranks[0].stdout is not None
-            waiting, writer = ranks[0].stdout.readline().split()
-            assert waiting == b"waiting"
+            writers = [int(rank.stdout.readline().removeprefix(b"waiting ")) for rank in ranks if rank.stdout]
+            os.kill(writers[1], signal.SIGKILL)
             assert ranks[0].poll() is None  # it waits for a part that never comes, until the launcher ends it
-            os.kill(int(writer), signal.SIGKILL)  # as where its node is lost too; else it waits half a minute more
+            ranks[0].kill()
+            writer = psutil.Process(writers[0])  # would wait half a minute longer; here its node is lost too
+            writer.kill()
+            writer.wait()
         finally:
             for rank in ranks:
                 rank.kill()

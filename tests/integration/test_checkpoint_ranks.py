@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def free_port() -> int:
 def ranks(tmp_path: Path) -> Ranks:
     """Run a scenario on several ranks; gives what each found."""
 
-    def run(scenario: str, world_size: int = 2) -> list[dict[str, Any]]:
+    def run(scenario: str, world_size: int = 2, exit_codes: list[int] | None = None) -> list[dict[str, Any]]:
         command = [sys.executable, str(SCRIPT), scenario, str(tmp_path)]
         meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
         with contextlib.ExitStack() as stack:
@@ -50,10 +51,11 @@ def ranks(tmp_path: Path) -> Ranks:
                 process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
                 processes.append(stack.enter_context(process))
                 stack.callback(process.kill)
-            exit_codes = [process.wait(timeout=100) for process in processes]
+            ended = [process.wait(timeout=100) for process in processes]
         outputs = [path.read_text() for path in sorted(tmp_path.glob(f"output-{scenario}-*.txt"))]
-        assert exit_codes == [0] * world_size, "\n".join(outputs)
-        return [json.loads((tmp_path / f"found-{scenario}-{rank}.json").read_text()) for rank in range(world_size)]
+        assert ended == (exit_codes or [0] * world_size), "\n".join(outputs)
+        reports = [tmp_path / f"found-{scenario}-{rank}.json" for rank, code in enumerate(ended) if code == 0]
+        return [json.loads(report.read_text()) for report in reports]
 
     return run
 
@@ -191,3 +193,11 @@ def test_a_script_that_ends_without_close_still_gets_its_last_checkpoint(tmp_pat
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, timeout=60)
 
     assert names_in(tmp_path) == ["step-00000007"]
+
+
+def test_a_rank_whose_trainer_is_killed_amid_a_save_has_its_share_written_all_the_same(tmp_path, ranks):
+    found = ranks("die-mid-save", exit_codes=[0, -signal.SIGKILL])
+
+    assert found[0]["left"] == ["step-00000001"]
+    model, optimizer = plain(5)
+    assert CheckpointManager(tmp_path / "fsdp").load_latest(model, optimizer)["step"] == 1

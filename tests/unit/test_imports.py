@@ -40,6 +40,27 @@ def test_a_process_that_only_writes_checkpoints_needs_no_torch_for_their_store(m
     assert "torch" not in imported(f"import production_ml.{module}")
 
 
+@pytest.mark.parametrize(
+    "module", ["", ".saving.writer.process", ".saving.writer.client", ".checkpoint_format.verification"]
+)
+def test_the_process_that_writes_checkpoints_is_free_of_torch_and_numpy(module):
+    assert imported(f"import production_ml.fault_tolerance{module}") & {"torch", "numpy"} == set()
+
+
+def test_what_is_public_in_fault_tolerance_is_imported_when_it_is_asked_for():
+    found = imported("from production_ml.fault_tolerance import CheckpointManager, ResumeState")
+
+    assert "torch" in found
+
+
+def test_a_name_that_is_not_public_is_refused_as_in_any_module():
+    import production_ml.fault_tolerance
+
+    assert dir(production_ml.fault_tolerance) == ["CheckpointManager", "ResumeState"]
+    with pytest.raises(AttributeError, match="has no attribute 'Checkpoint'"):
+        _ = production_ml.fault_tolerance.Checkpoint
+
+
 def test_the_monitor_is_imported_in_under_a_quarter_of_a_second():
     command = [sys.executable, "-X", "importtime", "-c", "import production_ml.monitoring"]
 

@@ -21,8 +21,6 @@ from production_ml.fault_tolerance.retention import (
     explain,
     steps_to_remove,
 )
-from production_ml.fault_tolerance.saving.commit import carry_out
-from production_ml.fault_tolerance.saving.patience import Patience
 
 
 def infos(**loss_by_step: float) -> list[CheckpointInfo]:
@@ -145,22 +143,25 @@ def test_an_unknown_mode_is_refused():
         KeepBest(metric="loss", mode="least")  # type: ignore[arg-type]
 
 
-def commit(directory, order_of, *steps: int) -> None:
-    for step in steps:
-        directory.begin(step, "00ff").release()
-        carry_out(order_of(step), Patience())
+@pytest.fixture
+def commit(commit_step):
+    def commit(*steps: int) -> None:
+        for step in steps:
+            commit_step(step)
+
+    return commit
 
 
-def test_pruning_removes_what_no_policy_wants(directory, order_of):
-    commit(directory, order_of, 1, 2, 3)
+def test_pruning_removes_what_no_policy_wants(directory, commit):
+    commit(1, 2, 3)
 
     Pruning(directory, [KeepLast(n=2)]).prune(just_committed=3)
 
     assert directory.steps() == [2, 3]
 
 
-def test_a_run_in_the_directory_of_an_older_one_keeps_what_it_just_saved_and_is_told(directory, order_of, caplog):
-    commit(directory, order_of, 800, 900, 7)
+def test_a_run_in_the_directory_of_an_older_one_keeps_what_it_just_saved_and_is_told(directory, commit, caplog):
+    commit(800, 900, 7)
     pruning = Pruning(directory, [KeepLast(n=2)])
 
     pruning.prune(just_committed=7)
@@ -171,8 +172,8 @@ def test_a_run_in_the_directory_of_an_older_one_keeps_what_it_just_saved_and_is_
     assert len(caplog.records) == 1
 
 
-def test_a_checkpoint_whose_manifest_is_damaged_is_neither_counted_nor_deleted(directory, order_of):
-    commit(directory, order_of, 1, 2, 3)
+def test_a_checkpoint_whose_manifest_is_damaged_is_neither_counted_nor_deleted(directory, commit):
+    commit(1, 2, 3)
     (directory.committed(1) / "manifest.json").write_text("{}")
 
     Pruning(directory, [KeepLast(n=1)]).prune(just_committed=3)

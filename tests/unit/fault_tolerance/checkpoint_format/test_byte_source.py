@@ -46,8 +46,14 @@ def test_memory_is_let_go_when_the_source_is_closed():
 
 @pytest.mark.parametrize(("name", "problem"), [("absent", "missing"), (".", "directory")])
 def test_a_file_that_is_not_there_and_a_directory_in_its_place_are_damage(tmp_path, name, problem):
-    with pytest.raises(DamagedCheckpointError, match=problem) as raised:
+    def read_first_byte() -> None:
         source = FileSource(tmp_path / name, step=4)
-        source.readinto(0, memoryview(bytearray(1)))
+        try:
+            source.readinto(0, memoryview(bytearray(1)))
+        finally:
+            source.close()
+
+    with pytest.raises(DamagedCheckpointError, match=problem) as raised:
+        read_first_byte()
 
     assert raised.value.step == 4

@@ -7,7 +7,7 @@ import torch
 
 from production_ml.core.errors import CheckpointMismatchError, ConfigError
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
 from production_ml.fault_tolerance.checkpoint_state.restoring import plan_restoration
 

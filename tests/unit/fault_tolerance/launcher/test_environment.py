@@ -38,7 +38,9 @@ def environment(place: WorkerPlace = PLACE, **environ: str) -> dict[str, str]:
 def test_the_library_reads_back_who_the_worker_is():
     env = DistributedEnv.read({**environment(), "LOCAL_RANK": "1"})
 
-    assert env == DistributedEnv(rank=5, local_rank=1, world_size=8, node_rank=1, attempt=3, owner_pid=4242)
+    assert env == DistributedEnv(
+        rank=5, local_rank=1, world_size=8, local_world_size=4, node_rank=1, attempt=3, owner_pid=4242
+    )
 
 
 def test_torch_is_pointed_to_the_store_of_this_attempt():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_memory_that_is_not_there_is_told_before_it_is_touched(image, file_size_
 
 
 def test_images_that_are_closed_or_forgotten_leave_no_descriptor():
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
 
     closed, forgotten = ShardImage(), ShardImage()
     closed.resize(4096)
@@ -73,4 +74,4 @@ def test_images_that_are_closed_or_forgotten_leave_no_descriptor():
     closed.close()
     del forgotten
 
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert set(Path("/proc/self/fd").iterdir()) <= before

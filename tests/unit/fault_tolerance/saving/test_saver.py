@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,11 +101,11 @@ def test_managers_that_come_and_go_leave_no_descriptor_behind(root, trained):
 
     save_and_load(1)
     gc.collect()
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
     save_and_load(2)
     gc.collect()
 
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
 PRELUDE = """

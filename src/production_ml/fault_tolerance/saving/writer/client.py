@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from production_ml.fault_tolerance.saving.writer import messages
 _SOURCE_ROOT: Final = str(Path(production_ml.__file__).parent.parent)
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from production_ml.fault_tolerance.saving.writer.process import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+    "from production_ml.fault_tolerance.saving.writer.process import main; main(*map(int, sys.argv[2:]))"
 )
 _LOOK_SECONDS: Final = 0.2
 
@@ -109,13 +110,13 @@ class Writer:
     def _start(self) -> None:
         self.close()
         mine, theirs = socket.socketpair()
-        with theirs:
-            arguments = (_SOURCE_ROOT, str(theirs.fileno()), str(os.getpid()))
+        with theirs, _own_process() as own:
+            arguments = (_SOURCE_ROOT, *map(str, (theirs.fileno(), *own)))
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module, run by our own interpreter
                     (sys.executable, "-P", "-c", _START, *arguments),
                     stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), *own],
                     # A launcher that kills the trainer's group leaves the writer time to finish.
                     start_new_session=True,
                 )
@@ -169,3 +170,18 @@ class Writer:
             meaning=UNCHANGED,
             cure="Where the kernel killed it for want of memory, its log says so; the next save starts another.",
         )
+
+
+@contextlib.contextmanager
+def _own_process() -> Iterator[list[int]]:
+    """Something that the writer can wait on until this process is dead, even if that is so before the writer is up."""
+    try:
+        descriptor = os.pidfd_open(os.getpid())
+    except OSError:
+        # Before Linux 5.3. The end of the channel tells too, unless a fork holds it.
+        yield []
+        return
+    try:
+        yield [descriptor]
+    finally:
+        os.close(descriptor)

@@ -5,7 +5,6 @@ It imports no torch, so that it is there in a tenth of a second and takes a few 
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import socket
@@ -30,12 +29,12 @@ class WriterProcess:
 
     Args:
         channel: To the trainer.
-        trainer_pid: Whose life decides over this process's own.
+        trainer: Descriptors that can be read from when the trainer is dead; its life decides over this process's own.
     """
 
-    def __init__(self, channel: socket.socket, trainer_pid: int) -> None:
+    def __init__(self, channel: socket.socket, trainer: list[int]) -> None:
         self._channel = channel
-        self._trainer = _open_process(trainer_pid)
+        self._trainer = trainer
         self._image: ShardImage | None = None
         self._contents: ShardContents | None = None
         self._patience = Patience()
@@ -59,7 +58,7 @@ class WriterProcess:
             self._saving.join()
 
     def _next(self) -> tuple[dict[str, Any], list[int]] | None:
-        # A worker that the trainer has forked may hold the channel open after the trainer's death: its pid tells.
+        # A worker that the trainer has forked may hold the channel open after the trainer's death.
         watched = [self._channel.fileno(), *self._trainer]
         ready, _, _ = select.select(watched, [], [])
         return messages.receive(self._channel) if self._channel.fileno() in ready else None
@@ -121,17 +120,9 @@ class WriterProcess:
             return
 
 
-def _open_process(pid: int) -> list[int]:
-    """Something to wait on until the process is dead; a process that is dead already is told by the channel."""
-    try:
-        return [os.pidfd_open(pid)]
-    except OSError:
-        return []
-
-
-def main(channel_descriptor: int, trainer_pid: int) -> None:
+def main(channel_descriptor: int, *trainer: int) -> None:
     """Serve the trainer at the other end of the channel."""
     # A terminal's Ctrl-C and a scheduler's SIGTERM are for the trainer: what it has handed over is to be written.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    WriterProcess(socket.socket(fileno=channel_descriptor), trainer_pid).run()
+    WriterProcess(socket.socket(fileno=channel_descriptor), list(trainer)).run()

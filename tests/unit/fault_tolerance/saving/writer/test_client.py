@@ -1,0 +1,131 @@
+"""The writer is there when it is needed, is started anew when it was killed, and its errors arrive whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
+from production_ml.fault_tolerance.saving.writer.client import Writer
+
+
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    writer = Writer()
+    yield writer
+    writer.close()
+
+
+def process_of(writer: Writer) -> psutil.Process:
+    """The one that it has started."""
+    [process] = psutil.Process().children()
+    return process
+
+
+def test_what_it_wrote_is_what_was_in_the_image(directory, share_of, writer):
+    share = share_of(1)
+
+    size_bytes = writer.write(share.order, share.image, directory.begin(1, "00ff"))
+
+    assert size_bytes == directory.manifest(1).size_bytes
+    assert list(verify_checkpoint(directory, 1)) == []
+
+
+def test_one_process_serves_all_saves_though_the_image_grows(directory, share_of, writer):
+    processes = set()
+    for step in (1, 2):
+        share = share_of(step)
+        share.image.resize(step << 20)
+        share = share_of(step)
+        writer.write(share.order, share.image, directory.begin(step, "00ff"))
+        processes.add(process_of(writer).pid)
+
+    assert len(processes) == 1
+    assert directory.steps() == [1, 2]
+
+
+def test_it_is_small_and_has_no_torch_in_it(share_of, writer):
+    writer.prepare(share_of(1).image)
+
+    libraries = [mapped.path for mapped in process_of(writer).memory_maps()]
+    assert not [path for path in libraries if "libtorch" in path]
+
+
+def test_an_error_comes_with_what_it_means_what_to_do_and_its_number(directory, share_of, writer):
+    share = share_of(1)
+    lock = directory.begin(1, "00ff")
+    (share.order.written / "rank-00000.safetensors").touch()
+
+    with pytest.raises(CheckpointWriteError) as raised:
+        writer.write(share.order, share.image, lock)
+
+    assert raised.value.what == f"The checkpoint of step 1 could not be written to {directory.path}: File exists."
+    assert "newest committed checkpoint is unchanged" in raised.value.meaning
+    assert "move the file that is in its place" in raised.value.cure
+    assert raised.value.errno == 17
+
+
+def test_one_that_was_killed_between_two_saves_is_started_anew(directory, share_of, writer):
+    share = share_of(1)
+    writer.prepare(share.image)
+    process = process_of(writer)
+    process.kill()
+    process.wait()
+
+    writer.write(share.order, share.image, directory.begin(1, "00ff"))
+
+    assert process_of(writer).pid != process.pid
+    assert directory.steps() == [1]
+
+
+def test_one_that_is_killed_amid_a_save_is_told_of_and_the_next_save_works(directory, share_of, writer):
+    share, lock = share_of(1, world_size=2), directory.begin(1, "00ff")
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(writer.write, share.order, share.image, lock)
+        while lock.descriptor >= 0:  # until it has the lock: now it waits for rank 1
+            pass
+        process_of(writer).kill()
+
+    with pytest.raises(CheckpointWriteError, match="the process that writes was killed by signal 9") as raised:
+        outcome.result()
+    assert "want of memory" in raised.value.cure
+    assert list(directory.path.iterdir()) == []
+
+    share = share_of(2)
+    writer.write(share.order, share.image, directory.begin(2, "00ff"))
+    assert directory.steps() == [2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_are_for_the_trainer_do_not_end_it(directory, share_of, writer, number):
+    share = share_of(1)
+    writer.write(share.order, share.image, directory.begin(1, "00ff"))  # it is up
+    process = process_of(writer)
+    os.kill(process.pid, number)
+
+    share = share_of(2)
+    writer.write(share.order, share.image, directory.begin(2, "00ff"))
+
+    assert process_of(writer).pid == process.pid
+    assert os.getsid(process.pid) == process.pid  # nor those for the trainer's group
+
+
+def test_it_ends_when_it_is_closed_though_a_fork_holds_the_channel(share_of, writer):
+    writer.prepare(share_of(1).image)
+    process = process_of(writer)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+
+    writer.close()
+
+    assert not process.is_running()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)

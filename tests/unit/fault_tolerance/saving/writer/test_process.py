@@ -1,0 +1,83 @@
+"""The writer finishes what a dead trainer began, and does not outlive it for longer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
+
+# A trainer that is killed when its writer has the order: it waits for rank 1 then. No torch, so that it starts at once.
+TRAINER = """
+import os, signal, sys, threading
+from pathlib import Path
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.saving.image import ShardImage
+from production_ml.fault_tolerance.saving.order import Holding, SaveOrder, ShardContents
+from production_ml.fault_tolerance.saving.writer.client import Writer
+
+contents = ShardContents.of((Holding("x", "x", "F32", (4,), (0,), (4,)),))
+image, writer = ShardImage(), Writer()
+image.resize(contents.layout.size_bytes)
+order = SaveOrder(directory=CheckpointDirectory(Path(sys.argv[1])), step=1, save_id="00ff", rank=0, world_size=2,
+                  metrics={}, values={}, rank_values=None, contents=contents)
+if "idle" in sys.argv:
+    writer.prepare(image)
+else:
+    lock = order.directory.begin(1, "00ff")
+    threading.Thread(target=writer.write, args=(order, image, lock)).start()
+    while lock.descriptor >= 0:
+        pass
+fork = os.fork() if "forks" in sys.argv else 0
+if "forks" in sys.argv and not fork:
+    signal.pause()
+print(writer._process.pid, fork, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def killed_trainer(directory) -> Iterator[Callable[..., psutil.Process]]:
+    """Start a trainer that is killed; gives its writer."""
+    forks: list[int] = []
+
+    def run(*options: str) -> psutil.Process:
+        command = [sys.executable, "-c", TRAINER, str(directory.path), *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as trainer:
+            writer, fork = map(int, trainer.stdout.readline().split())
+            assert trainer.wait() == -signal.SIGKILL
+        forks.extend([fork] if fork else [])
+        return psutil.Process(writer)
+
+    yield run
+    for fork in forks:
+        os.kill(fork, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("options", [(), ("forks",)], ids=["alone", "a fork holds the channel"])
+def test_a_save_whose_trainer_is_killed_is_committed_and_then_the_writer_ends(
+    directory, share_of, killed_trainer, options
+):
+    writer = killed_trainer(*options)
+    assert directory.steps() == []
+
+    share_of(rank=1, world_size=2, tensors={}).carry_out()  # returns when rank 0 has committed
+
+    assert directory.steps() == [1]
+    assert list(verify_checkpoint(directory, 1)) == []
+    writer.wait(timeout=20)
+    assert [path.name for path in directory.path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("options", [("idle",), ("idle", "forks")], ids=["alone", "a fork holds the channel"])
+def test_a_writer_with_nothing_to_do_ends_with_its_trainer(killed_trainer, options):
+    try:
+        killed_trainer(*options).wait(timeout=20)
+    except psutil.NoSuchProcess:
+        return  # it has ended already
