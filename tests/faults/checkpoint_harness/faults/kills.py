@@ -1,0 +1,102 @@
+"""SIGKILL before a system call that changes something: every such call of a save, a replacement and a load in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Callable
+from typing import Final
+
+import psutil
+
+from ..processes import Tell
+from ..scene import NEWEST, OLDER, NotReachedError, Scene, Story
+from ..syscall_gate import CHANGES, Call
+
+VICTIMS: Final = ("caller", "trainer", "everyone")
+"""Whom the kill hits: the process that makes the call (a writer, if there is one), the training, or both."""
+
+_counts: dict[tuple[str, str], int] = {}
+
+
+def while_saving(scene: Scene) -> Story:
+    """In a save that commits, and prunes the oldest."""
+    return kill_once(scene, lambda at: at.train([3, 4]), "save")
+
+
+def while_replacing(scene: Scene) -> Story:
+    """In a save of a step that is there already, as a run that started anew makes it."""
+    return kill_once(scene, lambda at: at.train([NEWEST], who=1), "replace")
+
+
+def while_loading(scene: Scene) -> Story:
+    """In a load that has to put a damaged checkpoint aside."""
+    place = scene.system.place(scene.root, NEWEST)
+    path = place if place.is_file() else max(place.rglob("*"), key=lambda path: path.stat().st_size)
+    os.truncate(path, path.stat().st_size // 2)
+    try:
+        story = kill_once(scene, lambda at: at.load(), "load")
+    except NotReachedError:
+        # A system that changes nothing when it loads cannot be hurt there: what is left is the damage.
+        story = Story(where=f"load: {path.name} cut in half", is_newest_damaged=True)
+    story.promised = OLDER
+    return story
+
+
+def kill_once(scene: Scene, body: Callable[[Scene], Callable[[Tell], None]], scenario: str) -> Story:
+    """Kill before one of the changes that an undisturbed run makes; the faults of a run go through all of them.
+
+    Raises:
+        NotReachedError: This run made fewer.
+    """
+    count = _changes(scene, body, scenario)
+    moments = [(number, victim) for number in range(1, count + 1) for victim in VICTIMS]
+    random.Random(f"{scene.seed} {scenario}").shuffle(moments)
+    if not moments:
+        raise NotReachedError(scenario)
+    target, victim = moments[scene.number % len(moments)]
+    killer = Killer(scene, target, victim)
+    messages, status, _ = scene.run(body(scene), gated=CHANGES, decide=killer)
+    if killer.killed_before is None:
+        raise NotReachedError(f"{scenario}: change {target} of {count}")
+    call = killer.killed_before
+    story = Story(where=f"{scenario}: {victim} killed before {call.name} {call.path} (change {target} of {count})")
+    return scene.tell(story, messages, status, was_killed=True)
+
+
+def _changes(scene: Scene, body: Callable[[Scene], Callable[[Tell], None]], scenario: str) -> int:
+    key = (scene.system.name, scenario)
+    if key not in _counts:
+        rehearsal = scene.rehearsal()
+        _counts[key] = len(rehearsal.run(body(rehearsal), gated=CHANGES)[2])
+        rehearsal.clear()
+    return _counts[key]
+
+
+class Killer:
+    """Kills, once, when its moment has come."""
+
+    def __init__(self, scene: Scene, target: int, victim: str) -> None:
+        self._scene, self._target, self._victim = scene, target, victim
+        self.killed_before: Call | None = None
+
+    def __call__(self, call: Call) -> int:
+        if call.number == self._target:
+            self.killed_before = call
+            trainer = self._scene.child.pid
+            if self._victim == "everyone":
+                # Stopped first: while one is killed, another must not get on.
+                group = [trainer, *(child.pid for child in psutil.Process(trainer).children(recursive=True))]
+                for pid in group:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+                for pid in group:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            elif self._victim == "caller":
+                os.kill(call.process, signal.SIGKILL)
+            else:
+                self._scene.child.kill()
+        return 0

@@ -1,0 +1,25 @@
+"""Lightning's own checkpoint writer and reader, which its Trainer and ModelCheckpoint go through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from ..training import Training
+from .base import Loaded
+from .torch_save import TorchSave, take_over
+
+
+class Lightning(TorchSave):
+    name = "lightning"
+    suffix = ".ckpt"
+
+    def write(self, state: dict[str, Any], path: Path) -> None:
+        """As its Trainer writes."""
+        TorchCheckpointIO().save_checkpoint(state, path)
+
+    def load_newest(self, root: Path, training: Training) -> Loaded:
+        plugin = TorchCheckpointIO()
+        return self.newest_loadable(root, lambda path: take_over(training, plugin.load_checkpoint(path)))
