@@ -72,6 +72,7 @@ def _options() -> argparse.Namespace:
         "--systems", type=lambda text: text.split(","), default=["production_ml"], help=", ".join(NAMES)
     )
     parser.add_argument("--kinds", help="Only kinds whose names contain this.", default="")
+    parser.add_argument("--without", help="No kinds of these names, separated by commas.", default="")
     parser.add_argument("--only", type=int, help="Only the fault of this number of each kind.")
     seed = os.environ.get("PRODUCTION_ML_TEST_SEED") or random.SystemRandom().randrange(10**9)
     parser.add_argument("--seed", type=int, default=int(seed))
@@ -90,7 +91,8 @@ def _run(under_test: System, work: Path, options: argparse.Namespace) -> Iterato
     if status != 0 or [message[0] for message in messages].count("saved") != 2:
         raise SystemExit(f"{under_test.name} cannot save at all: {messages} {template.last_words()}")
     for kind in KINDS:
-        if options.kinds not in kind.name or not kind.applies(under_test):
+        is_wanted = options.kinds in kind.name and kind.name not in options.without.split(",")
+        if not is_wanted or not kind.applies(under_test):
             continue
         for number in range(max(1, round(options.faults * kind.share / 100))):
             if options.only is None or number == options.only:

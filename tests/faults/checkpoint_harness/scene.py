@@ -15,7 +15,7 @@ from typing import Any
 
 from .processes import Child, Tell, end_descendants
 from .syscall_gate import Call, Decision
-from .systems import System
+from .systems import System, short
 from .training import Training
 
 HANG_SECONDS = 30.0
@@ -142,8 +142,8 @@ class Scene:
             training = Training()
             try:
                 loaded = self.system.load_newest(self.root, training)
-            except Exception as problem:
-                tell("refused", self.system.is_own_error(type(problem)), f"{type(problem).__name__}: {problem}"[:300])
+            except self.system.errors as problem:
+                tell("refused", self.system.is_own_error(type(problem)), short(problem))
                 if not self.system.is_own_error(type(problem)):
                     raise
                 return
@@ -171,11 +171,11 @@ def save_steps(system: System, saver: Any, training: Training, steps: Iterable[i
         try:
             saver.save(step)
             saver.wait()
-        except Exception as problem:  # noqa: BLE001 - what kind it is, is what the harness wants to know
-            tell("failed", step, system.is_own_error(type(problem)), f"{type(problem).__name__}: {problem}"[:300])
+        except system.errors as problem:
+            tell("failed", step, system.is_own_error(type(problem)), short(problem))
         else:
             tell("saved", step, who)
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(*system.errors):
         saver.close()
 
 

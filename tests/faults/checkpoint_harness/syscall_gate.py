@@ -71,6 +71,8 @@ class Call:
     path: str
     process: int
     """The process that makes it."""
+    target: str = ""
+    """The new name, where it renames."""
 
 
 Decision = Callable[[Call], int]
@@ -168,13 +170,13 @@ class Gate:
         ticket, thread, _, number, _, _, *arguments = struct.unpack("=QIIiIQ6Q", buffer)
         name = _NAMES[number]
         refusal, is_ours = 0, False
-        for path in _touched(name, thread, arguments):
-            if path == self._directory or path.startswith(self._directory + "/"):
-                is_ours = True
-                call = Call(len(self.calls) + 1, name, path[len(self._directory) + 1 :], _process_of(thread))
-                self.calls.append(call)
-                refusal = decide(call)
-                break
+        paths = [path for path in _touched(name, thread, arguments) if f"{path}/".startswith(f"{self._directory}/")]
+        if paths:
+            is_ours = True
+            relative = [path[len(self._directory) + 1 :] for path in (*paths, "")]
+            call = Call(len(self.calls) + 1, name, relative[0], _process_of(thread), relative[1])
+            self.calls.append(call)
+            refusal = decide(call)
         answer = struct.pack("=QqiI", ticket, 0, -refusal, 0 if refusal else _GO_ON)
         with contextlib.suppress(OSError):  # it is dead
             fcntl.ioctl(self._descriptor, _SEND, answer)
@@ -189,14 +191,21 @@ def _touched(name: str, thread: int, arguments: list[int]) -> Iterator[str]:
         if name in ("open", "openat") and not _may_create(arguments[2 if name == "openat" else 1]):
             return
         position = _PATH_ARGUMENT.get(name, 1 if name in _AFTER_DIRECTORY else 0)
-        path = _text_at(thread, arguments[position])
-        if not path.startswith("/"):
-            held = _DIRECTORY_ARGUMENT.get(name, 0)
-            directory = ctypes.c_int(arguments[held] & 0xFFFFFFFF).value if position else _AT_FDCWD
-            path = f"{_path_of(thread, directory)}/{path}"
-        yield os.path.normpath(path)
+        yield _named(thread, arguments, position, _DIRECTORY_ARGUMENT.get(name, 0 if position else None))
+        if name == "rename":
+            yield _named(thread, arguments, 1, None)
+        elif name.startswith("rename"):
+            yield _named(thread, arguments, 3, 2)
     except OSError:  # it died meanwhile, or names what is not there
         return
+
+
+def _named(thread: int, arguments: list[int], position: int, directory_position: int | None) -> str:
+    path = _text_at(thread, arguments[position])
+    if not path.startswith("/"):
+        start = _AT_FDCWD if directory_position is None else arguments[directory_position]
+        path = f"{_path_of(thread, start)}/{path}"
+    return os.path.normpath(path)
 
 
 def _may_create(flags: int) -> bool:

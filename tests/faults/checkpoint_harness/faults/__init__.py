@@ -8,7 +8,7 @@ from typing import Final
 
 from ..scene import Scene, Story
 from ..systems import System
-from . import clocks, damage, failing_calls, kills, ranks, small_disk, writers
+from . import clocks, damage, failing_calls, kills, power_cut, ranks, small_disk, writers
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind("SIGKILL while saving", 20, kills.while_saving),
+    Kind("SIGKILL while saving", 15, kills.while_saving),
     Kind("SIGKILL while replacing a step", 6, kills.while_replacing),
+    Kind("power cut while saving", 4, power_cut.while_saving),
     Kind("SIGKILL while loading past damage", 4, kills.while_loading),
     Kind("ENOSPC from a system call", 7, failing_calls.enospc),
     Kind("EIO from a system call", 9, failing_calls.eio),
@@ -40,7 +41,8 @@ KINDS: Final = (
     Kind("bytes zeroed or overwritten", 3, damage.overwritten),
     Kind("file deleted", 3, damage.deleted, damage.has_several_files),
     Kind("files swapped or of another step", 4, damage.mixed),
-    Kind("name changed", 3, damage.renamed),
+    Kind("file renamed", 2, damage.file_renamed, damage.has_several_files),
+    Kind("checkpoint renamed", 2, damage.checkpoint_renamed),
     Kind("two writers", 4, writers.both_finish),
     Kind("two writers, one killed", 2, writers.one_is_killed),
     Kind("clock going back or ahead", 3, clocks.jumping),

@@ -74,14 +74,17 @@ def mixed(scene: Scene) -> Story:
     return _damaged(scene, "the two checkpoints have changed places", promised=0)
 
 
-def renamed(scene: Scene) -> Story:
-    """The newest checkpoint, or a file of it, got another name: a bit of it flipped, or the step in it is another."""
+def file_renamed(scene: Scene) -> Story:
+    """A bit of the name of a checkpoint's file is flipped."""
+    path = _any_file(scene)
+    target = path.with_name(_flipped_name(path.name, scene.rng))
+    path.rename(target)
+    return _damaged(scene, f"{path.name} renamed to {target.name}")
+
+
+def checkpoint_renamed(scene: Scene) -> Story:
+    """A bit of the newest checkpoint's own name is flipped, or the step in it is another."""
     place = scene.system.place(scene.root, NEWEST)
-    if place.is_dir() and scene.rng.random() < 0.4:
-        path = _any_file(scene)
-        target = path.with_name(_flipped_name(path.name, scene.rng))
-        path.rename(target)
-        return _damaged(scene, f"{path.name} renamed to {target.name}")
     name = place.name.replace("2", str(scene.rng.choice((3, 4, 9))))
     if scene.rng.random() < 0.5:
         name = _flipped_name(place.name, scene.rng)

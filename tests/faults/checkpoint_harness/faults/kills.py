@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import psutil
@@ -45,14 +45,20 @@ def while_loading(scene: Scene) -> Story:
     return story
 
 
-def kill_once(scene: Scene, body: Callable[[Scene], Callable[[Tell], None]], scenario: str) -> Story:
+def kill_once(
+    scene: Scene,
+    body: Callable[[Scene], Callable[[Tell], None]],
+    scenario: str,
+    *,
+    victims: Sequence[str] = VICTIMS,
+) -> Story:
     """Kill before one of the changes that an undisturbed run makes; the faults of a run go through all of them.
 
     Raises:
         NotReachedError: This run made fewer.
     """
     count = _changes(scene, body, scenario)
-    moments = [(number, victim) for number in range(1, count + 1) for victim in VICTIMS]
+    moments = [(number, victim) for number in range(1, count + 1) for victim in victims]
     random.Random(f"{scene.seed} {scenario}").shuffle(moments)
     if not moments:
         raise NotReachedError(scenario)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Final
 
-from .base import Loaded, Saver, System
+from .base import Loaded, Saver, System, short
 
 _KINDS: Final = {
     "production_ml": (".ours", "Ours"),
@@ -18,7 +18,7 @@ _KINDS: Final = {
 }
 NAMES: Final = tuple(_KINDS)
 
-__all__ = ["NAMES", "Loaded", "Saver", "System", "system"]
+__all__ = ["NAMES", "Loaded", "Saver", "System", "short", "system"]
 
 
 def system(name: str) -> System:

@@ -45,6 +45,8 @@ class System(Protocol):
     name: str
     is_multi_rank: bool
     """Whether several ranks write one checkpoint, each its share."""
+    errors: tuple[type[BaseException], ...]
+    """What a careful user catches around a save or a load."""
 
     def saver(self, root: Path, training: Training) -> Saver: ...
 
@@ -70,6 +72,7 @@ class StepPlaces:
     """
 
     is_multi_rank = False
+    errors: tuple[type[BaseException], ...] = (Exception,)
     suffix = ""
 
     def place(self, root: Path, step: int) -> Path:
@@ -103,8 +106,14 @@ class StepPlaces:
         for _, path in self.steps(root):
             try:
                 step, who = load(path)
-            except Exception as problem:  # noqa: BLE001 - each system raises its own kinds for damage
-                reported.append(f"{path.name}: {type(problem).__name__}: {problem}"[:300])
+            except self.errors as problem:
+                reported.append(f"{path.name}: {short(problem)}")
             else:
                 return Loaded(step, who, reported)
         return Loaded(0, 0, reported)
+
+
+def short(problem: BaseException) -> str:
+    """Its kind and the last line of its message."""
+    lines = str(problem).strip().splitlines() or [""]
+    return f"{type(problem).__name__}: {lines[-1]}"[:200]

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint._fsspec_filesystem  # the first save of a process imports it
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from ..training import Training
@@ -59,6 +61,8 @@ class _AsyncSaver(_DcpSaver):
 class Dcp(StepPlaces):
     name = "dcp"
     is_multi_rank = True
+    # Its own error is no Exception: a training that catches those alone would end here.
+    errors = (Exception, CheckpointException)
 
     def saver(self, root: Path, training: Training) -> Saver:
         return _DcpSaver(self, root, training)

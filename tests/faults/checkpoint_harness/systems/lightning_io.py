@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from ..training import Training
 from .base import Loaded
 from .torch_save import TorchSave, take_over
+
+# The first save of a process looks for an object store's client: better once than in every fork.
+with contextlib.suppress(ImportError):
+    import s3fs  # noqa: F401
 
 
 class Lightning(TorchSave):
