@@ -60,7 +60,7 @@ checkpoint-faults: setup ## A thousand real faults against checkpoints, ours and
 	@mkdir -p build
 	@PYTHONPATH=tests/faults $(BIN)/python -m checkpoint_harness --systems all --json build/checkpoint-faults.json
 
-checkpoint-tearing: setup ## A thousand saves, of each way to train, while the training goes on
+checkpoint-tearing: setup ## A thousand saves while the training goes on and changes everything
 	@PRODUCTION_ML_CHECKPOINT_SAVES=$${PRODUCTION_ML_CHECKPOINT_SAVES:-1000} \
 		$(BIN)/python -m pytest tests/faults/test_checkpoint_tearing.py -s --timeout 0
 

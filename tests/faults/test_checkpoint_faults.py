@@ -1,4 +1,4 @@
-"""A sample of the checkpoint faults: none is silent, none costs a good checkpoint. All of them: `make checkpoint-faults`."""
+"""A sample of the checkpoint faults: none is silent, none costs a good checkpoint. All: `make checkpoint-faults`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_no_fault_of_a_sample_is_silent_or_costs_a_good_checkpoint(tmp_path: Pat
 
 
 @pytest.mark.xfail(
-    reason="a flipped bit can hide a checkpoint's directory from the load, which looks at names of the form step-N alone"
+    reason="a flipped bit can hide a checkpoint's directory from the load, which looks for names step-N, newest first"
 )
 def test_a_checkpoint_whose_name_was_changed_is_reported(tmp_path: Path):
     results = outcomes_of(tmp_path, "--faults", "600", "--seed", "1", "--kinds", "checkpoint renamed")

@@ -8,17 +8,13 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # a process with a pool of threads must not fork
-    os.environ.setdefault(_name, "1")
-# A crash of a child has to end it, not to ask what a core dump is good for; and accelerate is to keep to itself.
-os.environ.setdefault("ACCELERATE_LOG_LEVEL", "error")
+import torch
 
 from .faults import KINDS, Kind
 from .oracle import GOOD, Verdict, judge
@@ -49,6 +45,7 @@ def main() -> int:
     print(
         f"checkpoint faults: {options.faults} for each of {', '.join(options.systems)}; seed {options.seed}", flush=True
     )
+    torch.set_num_threads(1)  # a process with a pool of threads must not fork
     adopt_orphans()
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="checkpoint-faults-", dir=options.work) as work:

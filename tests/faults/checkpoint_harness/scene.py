@@ -1,4 +1,4 @@
-"""One fault's stage: a directory with two good checkpoints, a fault done to it, and what a fresh process finds there."""
+"""One fault's stage: a directory with two good checkpoints, a fault, and what a fresh process finds there."""
 
 from __future__ import annotations
 

@@ -214,8 +214,8 @@ def _may_create(flags: int) -> bool:
 
 def _path_of(thread: int, descriptor: int) -> str:
     if ctypes.c_int(descriptor & 0xFFFFFFFF).value == _AT_FDCWD:
-        return os.readlink(f"/proc/{thread}/cwd")
-    return os.readlink(f"/proc/{thread}/fd/{descriptor}")
+        return str(Path(f"/proc/{thread}/cwd").readlink())
+    return str(Path(f"/proc/{thread}/fd/{descriptor}").readlink())
 
 
 def _text_at(thread: int, address: int) -> str:

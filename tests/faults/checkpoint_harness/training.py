@@ -42,7 +42,7 @@ class Training:
     def go_to(self, step: int, who: int = 0) -> None:
         """Become what this training is at `step`; two trainings with another `who` differ in every tensor."""
         with torch.no_grad():
-            for index, (name, parameter) in enumerate(self.model.named_parameters()):
+            for index, parameter in enumerate(self.model.parameters()):
                 shape = parameter.shape
                 _fill(parameter, _values(step, who, index, shape))
                 state = self.optimizer.state[parameter]

@@ -42,7 +42,7 @@ def eio_on_read(scene: Scene) -> Story:
         if not is_own:
             story.crashes.append(text)
     else:
-        _, step, who, reported, wrong = messages[0]
+        _, step, _, reported, wrong = messages[0]
         story.reported += reported
         if wrong:
             story.begun.clear()  # whatever is loaded after this, a wrong state was loaded before

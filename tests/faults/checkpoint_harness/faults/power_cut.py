@@ -1,8 +1,8 @@
 """A power cut, played by its rules: after a kill, what was written but not fsynced is lost, cut short or zeroed.
 
-The page cache outlives a SIGKILL, so kills alone never show a missing fsync. Here every write, rename and fsync was seen;
-what a file system need not have kept is taken away: the bytes of files that were not fsynced, and the last renames in a
-directory that was not.
+The page cache outlives a SIGKILL, so kills alone never show a missing fsync. Here every write, rename and fsync was
+seen; what a file system need not have kept is taken away: the bytes of files that were not fsynced, and the last
+renames in a directory that was not.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ _QUIET_SECONDS = 0.4
 
 def killed(scene: Scene) -> Story:
     """A random rank, before a random change that either of them makes."""
-    target, victim = scene.rng.randrange(1, 45), scene.rng.randrange(2)
-    pids: dict[int, int] = {}
+    target, victim = scene.rng.randrange(1, 150), scene.rng.randrange(2)
     struck: list[Call] = []
 
     def nanny(tell: Tell) -> None:
@@ -41,9 +40,7 @@ def killed(scene: Scene) -> Story:
 
     def decide(call: Call) -> int:
         if call.number >= target and not struck:
-            for kind, rank, pid in child.heard_so_far():
-                if kind == "pid":
-                    pids[rank] = pid
+            pids = {message[1]: message[2] for message in child.heard_so_far() if message[0] == "pid"}
             struck.append(call)
             os.kill(pids[victim], signal.SIGKILL)
         return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-import torch.distributed.checkpoint._fsspec_filesystem  # the first save of a process imports it
+import torch.distributed.checkpoint._fsspec_filesystem  # noqa: F401 - else the first save of each fork imports it
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
