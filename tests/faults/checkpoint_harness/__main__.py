@@ -51,7 +51,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="checkpoint-faults-", dir=options.work) as work:
         for name in options.systems:
             started = time.monotonic()
-            of_system = list(_run(system(name), Path(work) / name.replace("+", "-"), options))
+            of_system = list(_run(system(name), Path(work) / name, options))
             results += of_system
             counts = collections.Counter(result.outcome for result in of_system)
             print(f"{name}: {dict(counts)} in {time.monotonic() - started:.0f} s", flush=True)
@@ -113,7 +113,8 @@ def _one(
         verdict: Verdict = judge(scene, story)
         seconds = round(time.monotonic() - started, 3)
         scene.clear()
-        return Result(under_test.name, kind.name, number, story.where, verdict.outcome, verdict.detail, seconds)
+        detail = verdict.detail.replace(f"{directory}/", "")
+        return Result(under_test.name, kind.name, number, story.where, verdict.outcome, detail, seconds)
     return Result(under_test.name, kind.name, number, "", "not reached", "", round(time.monotonic() - started, 3))
 
 

@@ -21,6 +21,8 @@ class Outcome(StrEnum):
     """State was loaded that was never saved at the step it claims."""
     LOST_GOOD = "lost good"
     """A promised good checkpoint was not what was loaded, or was passed over without a word."""
+    FALSE_ALARM = "false alarm"
+    """A system that shows no unfinished checkpoint called a sound one damaged, and may have put it aside."""
     STUCK = "stuck"
     """After the fault no checkpoint could be saved, or loaded again."""
     CRASHED = "crashed"
@@ -41,6 +43,12 @@ def judge(scene: Scene, story: Story) -> Verdict:
     """Load in a fresh process, save again, load that, and say what the fault came to."""
     if story.hung:
         return Verdict(Outcome.HUNG, scene.last_words())
+    if story.wrong:
+        return Verdict(Outcome.SILENT_WRONG, story.wrong[0])
+    if story.lost:
+        return Verdict(Outcome.LOST_GOOD, story.lost[0])
+    if story.false_alarms:
+        return Verdict(Outcome.FALSE_ALARM, story.false_alarms[0])
     verdict = _judge_load(scene, story)
     if verdict.outcome not in GOOD:
         return verdict
@@ -64,6 +72,8 @@ def _judge_load(scene: Scene, story: Story) -> Verdict:
     _, step, who, reported, wrong = messages[0]
     if wrong or (step and step not in story.begun):
         return Verdict(Outcome.SILENT_WRONG, f"step {step} of {who}: {', '.join(wrong[:3]) or 'never saved'}")
+    if reported and scene.system.hides_unfinished and not (story.is_newest_damaged or story.may_report):
+        return Verdict(Outcome.FALSE_ALARM, reported[0])
     return _judge_step(story, step, [*story.reported, *reported] if story.may_refuse else reported)
 
 

@@ -39,8 +39,15 @@ class Story:
     begun: set[int] = field(default_factory=lambda: {OLDER, NEWEST})
     is_newest_damaged: bool = False
     """Whether something was done to a committed checkpoint that the load has to report."""
+    may_report: bool = False
+    """Whether a load may call something damaged, though what has to be loaded is not."""
     may_refuse: bool = False
     """Whether a load that raises the system's own error is right, because the fault hits the load itself."""
+    wrong: list[str] = field(default_factory=list)
+    """Loads of a wrong state that were part of the fault itself."""
+    lost: list[str] = field(default_factory=list)
+    """Loads that were part of it and did not find what was good."""
+    false_alarms: list[str] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
     reported: list[str] = field(default_factory=list)
     hung: bool = False
@@ -100,10 +107,12 @@ class Scene:
         deadline = time.monotonic() + HANG_SECONDS
         child = Child(body, log=self.log, gated=gated, directory=self.directory)
         self.child = child
+        all_ended = True
         if child.gate is not None:
-            child.gate.keep(decide or (lambda call: 0), deadline_seconds=deadline)
+            all_ended = child.gate.keep(decide or (lambda call: 0), deadline_seconds=deadline)
         messages, status = child.ended(timeout_seconds=max(0.1, deadline - time.monotonic()))
-        return messages, status, child.gate.calls if child.gate else []
+        # A writer that outlives its training by so much has hung as well.
+        return messages, status if all_ended else None, child.gate.calls if child.gate else []
 
     def rehearsal(self) -> Scene:
         """A scene with the same files, to find out what an undisturbed run does."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 _GOOD: Final = ("survived", "detected")
-_BAD: Final = ("unnoticed", "silent wrong", "lost good", "stuck", "crashed", "hung")
+_BAD: Final = ("unnoticed", "silent wrong", "lost good", "false alarm", "stuck", "crashed", "hung")
 
 
 def as_markdown(results: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..scene import Scene, Story
 from ..systems import System
-from . import clocks, damage, failing_calls, kills, power_cut, ranks, small_disk, writers
+from . import clocks, damage, failing_calls, kills, power_cut, ranks, readers, small_disk, writers
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind("SIGKILL while saving", 15, kills.while_saving),
+    Kind("SIGKILL while saving", 13, kills.while_saving),
     Kind("SIGKILL while replacing a step", 6, kills.while_replacing),
     Kind("power cut while saving", 4, power_cut.while_saving),
     Kind("SIGKILL while loading past damage", 4, kills.while_loading),
@@ -43,6 +43,7 @@ KINDS: Final = (
     Kind("files swapped or of another step", 4, damage.mixed),
     Kind("file renamed", 2, damage.file_renamed, damage.has_several_files),
     Kind("checkpoint renamed", 2, damage.checkpoint_renamed),
+    Kind("load beside a training", 2, readers.beside_a_training),
     Kind("two writers", 4, writers.both_finish),
     Kind("two writers, one killed", 2, writers.one_is_killed),
     Kind("clock going back or ahead", 3, clocks.jumping),

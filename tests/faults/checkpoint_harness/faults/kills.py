@@ -41,7 +41,7 @@ def while_loading(scene: Scene) -> Story:
     except NotReachedError:
         # A system that changes nothing when it loads cannot be hurt there: what is left is the damage.
         story = Story(where=f"load: {path.name} cut in half", is_newest_damaged=True)
-    story.promised = OLDER
+    story.promised, story.may_report = OLDER, True
     return story
 
 

@@ -40,14 +40,15 @@ def too_small(scene: Scene) -> Story:
     """Room for the checkpoints that are there, and for a random part of what comes."""
     used = sum(_pages(path) for path in scene.root.rglob("*") if path.is_file()) * _PAGE_BYTES
     one = used // 2
-    size = used + 4 * _PAGE_BYTES + scene.rng.randrange(int(1.6 * one)) // _PAGE_BYTES * _PAGE_BYTES
+    steps, share = scene.rng.choice((([3], 1.1), ([3, 4, 5], 1.6)))
+    size = used + 4 * _PAGE_BYTES + scene.rng.randrange(int(share * one)) // _PAGE_BYTES * _PAGE_BYTES
     aside = scene.root.rename(scene.directory / "aside")
     scene.root.mkdir()
     if not _mount(scene.root, size):
         raise OSError(ctypes.get_errno(), "mount was refused")
     try:
         shutil.copytree(aside, scene.root, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        messages, status, _ = scene.run(scene.train([3, 4, 5]))
+        messages, status, _ = scene.run(scene.train(steps))
         scene.tell(story := Story(where=f"{size - used} bytes were free"), messages, status, was_killed=False)
         aside_again = scene.directory / "after"
         shutil.copytree(scene.root, aside_again, copy_function=shutil.copyfile)

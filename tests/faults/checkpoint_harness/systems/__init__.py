@@ -12,6 +12,7 @@ _KINDS: Final = {
     "torch.save": (".torch_save", "TorchSave"),
     "torch.save+rename": (".torch_save", "TorchSaveRenamed"),
     "dcp": (".dcp", "Dcp"),
+    "dcp-threads": (".dcp", "DcpThreads"),
     "dcp-async": (".dcp", "DcpAsync"),
     "lightning": (".lightning_io", "Lightning"),
     "accelerate": (".accelerate_state", "Accelerate"),

@@ -45,6 +45,8 @@ class System(Protocol):
     name: str
     is_multi_rank: bool
     """Whether several ranks write one checkpoint, each its share."""
+    hides_unfinished: bool
+    """Whether a checkpoint appears under its name only when it is whole, so that nothing else may be called damaged."""
     errors: tuple[type[BaseException], ...]
     """What a careful user catches around a save or a load."""
 
@@ -72,6 +74,7 @@ class StepPlaces:
     """
 
     is_multi_rank = False
+    hides_unfinished = False
     errors: tuple[type[BaseException], ...] = (Exception,)
     suffix = ""
 

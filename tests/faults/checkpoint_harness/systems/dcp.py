@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint with its own state dict API, plain and asynchronous."""
+"""torch.distributed.checkpoint with its own state dict API: plain, with threads, and asynchronous."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _DcpSaver:
         self._system, self._root, self._training = system, root, training
 
     def save(self, step: int) -> None:
-        dcp.save(_state(self._training, step), checkpoint_id=self._system.place(self._root, step))
+        self._system.write(_state(self._training, step), self._system.place(self._root, step))
         self._prune()
 
     def wait(self) -> None:
@@ -67,6 +67,10 @@ class Dcp(StepPlaces):
     def saver(self, root: Path, training: Training) -> Saver:
         return _DcpSaver(self, root, training)
 
+    def write(self, state: dict[str, Any], path: Path) -> None:
+        """As its examples do."""
+        dcp.save(state, checkpoint_id=path)
+
     def load_newest(self, root: Path, training: Training) -> Loaded:
         def load(path: Path) -> tuple[int, int]:
             state = _state(training, 0)
@@ -85,8 +89,16 @@ class Dcp(StepPlaces):
         return self.newest_loadable(root, load)
 
 
+class DcpThreads(Dcp):
+    name = "dcp, 4 threads"
+
+    def write(self, state: dict[str, Any], path: Path) -> None:
+        """With its writer's own option to be faster."""
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(path, thread_count=4))
+
+
 class DcpAsync(Dcp):
-    name = "dcp-async"
+    name = "dcp, async"
 
     def saver(self, root: Path, training: Training) -> Saver:
         return _AsyncSaver(self, root, training)

@@ -19,6 +19,7 @@ with contextlib.suppress(ImportError):
 
 class Lightning(TorchSave):
     name = "lightning"
+    hides_unfinished = True
     suffix = ".ckpt"
 
     def write(self, state: dict[str, Any], path: Path) -> None:

@@ -38,6 +38,7 @@ class _ManagerSaver:
 class Ours:
     name = "production_ml"
     is_multi_rank = True
+    hides_unfinished = True
     errors: tuple[type[BaseException], ...] = (Exception,)
 
     def saver(self, root: Path, training: Training) -> Saver:

@@ -63,6 +63,7 @@ class TorchSave(StepPlaces):
 
 class TorchSaveRenamed(TorchSave):
     name = "torch.save+rename"
+    hides_unfinished = True
 
     def write(self, state: dict[str, Any], path: Path) -> None:
         """Durable under another name, then renamed."""
