@@ -48,6 +48,6 @@ def test_no_save_of_two_ranks_is_torn_by_a_training_that_goes_on(tmp_path: Path)
 
 
 def test_a_save_that_copies_too_late_is_found_torn_in_every_way_to_train(tmp_path: Path):
-    found = saves_of(tmp_path, "--saves", "12", "--late")
+    found = saves_of(tmp_path, "--saves", "14", "--late")
 
     assert {name for name, way in found.items() if len(way["torn"]) == way["saves"]} == set(found)

@@ -96,6 +96,10 @@ class Way:
         """What is saved beside model and optimizer, and loaded in place."""
         return {"journal": self.journal}
 
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Those whose state is saved."""
+        return {"optimizer": self.optimizer}
+
     def values(self) -> dict[str, Any]:
         """What is saved by value."""
         return {"position": self.position, "table": self.table, "list": self.list}
@@ -112,11 +116,10 @@ class Way:
     def snapshot(self) -> dict[str, Any]:
         """All of the state, copied now."""
         found: dict[str, Any] = {f"model.{name}": value for name, value in self.bare.state_dict().items()}
-        found |= _optimizer_values("optimizer", self.optimizer)
+        for name, optimizer in self.optimizers().items():
+            found |= _optimizer_values(name, optimizer)
         for name, held in self.objects().items():
-            if isinstance(held, torch.optim.Optimizer):
-                found |= _optimizer_values(name, held)
-            else:
+            if not isinstance(held, torch.optim.Optimizer):
                 found |= {f"{name}.{key}": value for key, value in held.state_dict().items()}
         return copy.deepcopy(found | self.values())
 
@@ -178,6 +181,33 @@ class InPlaceData(Way):
         self.after_update()
 
 
+class ThroughNumpy(Way):
+    """Parameters written through an array that shares their memory: nothing in torch sees it."""
+
+    def after_update(self) -> None:
+        for parameter in self.bare.parameters():
+            parameter.detach().numpy()[...] += 0.001
+
+    def right_after_save(self) -> None:
+        super().right_after_save()
+        self.after_update()
+
+
+class ModelAlone(Way):
+    """The manager is given no optimizer, so it cannot know when one steps."""
+
+    def save(self, manager: Any, step: int) -> None:
+        manager.save(model=self.model, step=step, **self.objects(), **self.values())
+
+    def load(self, manager: Any) -> int:
+        state = manager.load_latest(self.model, **self.objects())
+        self.position, self.table, self.list = state["position"], state["table"], state["list"]
+        return int(state["step"])
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {}
+
+
 class NewData(Way):
     """Parameters that get another storage, as weights that are swapped in for an evaluation do."""
 
@@ -217,6 +247,9 @@ class TwoOptimizers(Way):
 
     def objects(self) -> dict[str, Any]:
         return {**super().objects(), "second": self.second}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {**super().optimizers(), "second": self.second}
 
 
 class Frozen(Adam):
@@ -274,6 +307,8 @@ WAYS: Final[dict[str, type[Way]]] = {
     "ema": Ema,
     "in-place": InPlace,
     "in-place-data": InPlaceData,
+    "through-numpy": ThroughNumpy,
+    "model-alone": ModelAlone,
     "new-data": NewData,
     "clipped": Clipped,
     "two-optimizers": TwoOptimizers,

@@ -58,11 +58,9 @@ def kill_once(
         NotReachedError: This run made fewer.
     """
     count = _changes(scene, body, scenario)
-    moments = [(number, victim) for number in range(1, count + 1) for victim in victims]
-    random.Random(f"{scene.seed} {scenario}").shuffle(moments)
-    if not moments:
+    if not count:
         raise NotReachedError(scenario)
-    target, victim = moments[scene.number % len(moments)]
+    target, victim = _moment(scene, count, scenario, victims)
     killer = Killer(scene, target, victim)
     messages, status, _ = scene.run(body(scene), gated=CHANGES, decide=killer)
     if killer.killed_before is None:
@@ -70,6 +68,14 @@ def kill_once(
     call = killer.killed_before
     story = Story(where=f"{scenario}: {victim} killed before {call.name} {call.path} (change {target} of {count})")
     return scene.tell(story, messages, status, was_killed=True)
+
+
+def _moment(scene: Scene, count: int, scenario: str, victims: Sequence[str]) -> tuple[int, str]:
+    """Which change, and who is killed before it: every change once, then every change with another victim."""
+    order = list(range(1, count + 1))
+    random.Random(f"{scene.seed} {scenario}").shuffle(order)
+    lap, index = divmod(scene.number, count)
+    return order[index], victims[(index + lap) % len(victims)]
 
 
 def _changes(scene: Scene, body: Callable[[Scene], Callable[[Tell], None]], scenario: str) -> int:
@@ -91,18 +97,20 @@ class Killer:
     def __call__(self, call: Call) -> int:
         if call.number == self._target:
             self.killed_before = call
-            trainer = self._scene.child.pid
-            if self._victim == "everyone":
-                # Stopped first: while one is killed, another must not get on.
-                group = [trainer, *(child.pid for child in psutil.Process(trainer).children(recursive=True))]
-                for pid in group:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGSTOP)
-                for pid in group:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            elif self._victim == "caller":
-                os.kill(call.process, signal.SIGKILL)
-            else:
+            if self._victim == "trainer":
                 self._scene.child.kill()
+            elif self._victim == "caller":
+                kill(call.process)
+            else:
+                group = [process.pid for process in psutil.Process().children(recursive=True)]
+                # Stopped first: while one is killed, another must not get on.
+                for signal_number in (signal.SIGSTOP, signal.SIGKILL):
+                    for pid in group:
+                        kill(pid, signal_number)
         return 0
+
+
+def kill(pid: int, signal_number: int = signal.SIGKILL) -> None:
+    """Send a signal; a process that is gone already is as dead as can be."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal_number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..processes import Child, Tell
 from ..scene import HANG_SECONDS, NotReachedError, Scene, Story, save_steps
 from ..syscall_gate import CHANGES, Call
 from ..training import Training
+from .kills import kill
 
 _QUIET_SECONDS = 0.4
 """So long without a change to the directory, and a launcher would end the ranks that still wait for a dead one."""
@@ -41,8 +41,9 @@ def killed(scene: Scene) -> Story:
     def decide(call: Call) -> int:
         if call.number >= target and not struck:
             pids = {message[1]: message[2] for message in child.heard_so_far() if message[0] == "pid"}
-            struck.append(call)
-            os.kill(pids[victim], signal.SIGKILL)
+            if victim in pids:
+                struck.append(call)
+                kill(pids[victim])
         return 0
 
     child = Child(nanny, log=scene.log, gated=CHANGES, directory=scene.root)
