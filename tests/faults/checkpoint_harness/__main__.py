@@ -54,8 +54,14 @@ def main() -> int:
             of_system = list(_run(system(name), Path(work) / name, options))
             results += of_system
             counts = collections.Counter(result.outcome for result in of_system)
-            print(f"{name}: {dict(counts)} in {time.monotonic() - started:.0f} s", flush=True)
-    _write(results, options)
+            told = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+            _write_json(results, options)
+            print(f"{name}: {told} in {time.monotonic() - started:.0f} s", flush=True)
+    table = as_markdown([dataclasses.asdict(result) for result in results], [kind.name for kind in KINDS])
+    if options.table:
+        options.table.write_text(table)
+    else:
+        print(table)
     bad = [result for result in results if result.system == "production_ml" and result.outcome not in GOOD]
     for result in bad:
         print(f"BAD {result.kind} {result.number}: {result.outcome}: {result.where}: {result.detail}")
@@ -118,7 +124,7 @@ def _one(
     return Result(under_test.name, kind.name, number, "", "not reached", "", round(time.monotonic() - started, 3))
 
 
-def _write(results: list[Result], options: argparse.Namespace) -> None:
+def _write_json(results: list[Result], options: argparse.Namespace) -> None:
     if options.json:
         document = {
             "seed": options.seed,
@@ -126,11 +132,6 @@ def _write(results: list[Result], options: argparse.Namespace) -> None:
             "results": [dataclasses.asdict(result) for result in results],
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n")
-    table = as_markdown([dataclasses.asdict(result) for result in results], [kind.name for kind in KINDS])
-    if options.table:
-        options.table.write_text(table)
-    else:
-        print(table)
 
 
 if __name__ == "__main__":
