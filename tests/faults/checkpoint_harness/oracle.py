@@ -74,6 +74,8 @@ def _judge_load(scene: Scene, story: Story) -> Verdict:
         return Verdict(Outcome.SILENT_WRONG, f"step {step} of {who}: {', '.join(wrong[:3]) or 'never saved'}")
     if reported and scene.system.hides_unfinished and not (story.is_newest_damaged or story.may_report):
         return Verdict(Outcome.FALSE_ALARM, reported[0])
+    if step and who not in story.begun[step]:
+        return Verdict(Outcome.LOST_GOOD, f"step {step} is as it was before it was saved anew")
     return _judge_step(story, step, [*story.reported, *reported] if story.may_refuse else reported)
 
 

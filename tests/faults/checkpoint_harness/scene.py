@@ -36,7 +36,10 @@ class Story:
     where: str = ""
     promised: int = NEWEST
     """The newest step whose save was said to be done, and which the fault did not touch."""
-    begun: set[int] = field(default_factory=lambda: {OLDER, NEWEST})
+    begun: dict[int, set[int]] = field(default_factory=lambda: {OLDER: {0}, NEWEST: {0}})
+    """By step, whose state of it may be found: one that was saved anew must not come back as it was before."""
+    is_contested: bool = False
+    """Whether two trainings saved at once, so that nobody can say whose state of a step came last."""
     is_newest_damaged: bool = False
     """Whether something was done to a committed checkpoint that the load has to report."""
     may_report: bool = False
@@ -121,12 +124,12 @@ class Scene:
     def tell(self, story: Story, messages: list[Any], status: int | None, *, was_killed: bool) -> Story:
         """Add to the story what a training process said and how it ended."""
         for kind, step, *rest in messages:
-            if kind in ("loaded", "refused"):
-                continue
             if kind == "begun":
-                story.begun.add(step)
+                story.begun.setdefault(step, set()).add(rest[0])
             elif kind == "saved":
                 story.promised = max(story.promised, step)
+                if not story.is_contested:
+                    story.begun[step] = {rest[0]}
             elif kind == "failed":
                 story.reported.append(rest[1])
                 if not rest[0]:

@@ -31,7 +31,7 @@ def _race(scene: Scene, kill_before: int | None) -> Story:
     os.write(go, b"12")
     os.close(go)
     scene.child = first
-    story = Story(where=f"steps {steps[0]} and {steps[1]}")
+    story = Story(where=f"steps {steps[0]} and {steps[1]}", is_contested=True)
     deadline = time.monotonic() + HANG_SECONDS
     killer = None
     if first.gate is not None and kill_before is not None:
