@@ -19,7 +19,8 @@ with contextlib.suppress(ImportError):
 
 class Lightning(TorchSave):
     name = "lightning"
-    hides_unfinished = True
+    # Its temporary file lies in TMPDIR: from another file system it is copied, and a half copy bears the final name.
+    hides_unfinished = False
     suffix = ".ckpt"
 
     def write(self, state: dict[str, Any], path: Path) -> None:
