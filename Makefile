@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit gpu lint format services demo-kills bench-checkpoint clean
+.PHONY: help setup demo test unit gpu lint format services demo-kills bench-checkpoint checkpoint-faults \
+	checkpoint-tearing clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ READY := .venv/.ready
 STARTED := $(shell date +%s)
 
 help: ## Say what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(READY) ## Make .venv with everything for development
 
@@ -58,6 +59,15 @@ demo-kills: setup ## Twenty demos, each with a kill of a random worker at a rand
 bench-checkpoint: setup ## Checkpoints against raw writes, memcpy and other libraries, in about an hour
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python benchmarks/checkpoint.py --markdown docs/benchmarks/checkpoint.md $(BENCH)
+
+checkpoint-faults: setup ## A thousand real faults against checkpoints, ours and four others', as a table
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@mkdir -p build
+	@PYTHONPATH=tests/faults $(BIN)/python -m checkpoint_harness --systems all --json build/checkpoint-faults.json
+
+checkpoint-tearing: setup ## A thousand saves while the training goes on and changes everything
+	@PRODUCTION_ML_CHECKPOINT_SAVES=$${PRODUCTION_ML_CHECKPOINT_SAVES:-1000} \
+		$(BIN)/python -m pytest tests/faults/test_checkpoint_tearing.py -s --timeout 0
 
 clean: ## Remove the environment and what tools have cached
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
