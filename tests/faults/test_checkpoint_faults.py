@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 SAMPLE = 60
 GOOD = {"survived", "detected"}
 
@@ -30,8 +28,7 @@ def outcomes_of(tmp_path: Path, *options: str) -> list[dict[str, Any]]:
 
 
 def test_no_fault_of_a_sample_is_silent_or_costs_a_good_checkpoint(tmp_path: Path, rng: random.Random):
-    # Names of checkpoints have a test of their own, below.
-    options = ["--faults", str(SAMPLE), "--seed", str(rng.randrange(10**9)), "--without", "checkpoint renamed"]
+    options = ["--faults", str(SAMPLE), "--seed", str(rng.randrange(10**9))]
 
     results = outcomes_of(tmp_path, *options)
 
@@ -39,9 +36,6 @@ def test_no_fault_of_a_sample_is_silent_or_costs_a_good_checkpoint(tmp_path: Pat
     assert [result for result in results if result["outcome"] not in GOOD] == []
 
 
-@pytest.mark.xfail(
-    reason="a flipped bit can hide a checkpoint's directory from the load, which looks for names step-N, newest first"
-)
 def test_a_checkpoint_whose_name_was_changed_is_reported(tmp_path: Path):
     results = outcomes_of(tmp_path, "--faults", "600", "--seed", "1", "--kinds", "checkpoint renamed")
 

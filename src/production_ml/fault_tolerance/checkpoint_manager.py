@@ -89,6 +89,7 @@ class CheckpointManager:
         self._best_metric = best_metric if save_best else None
         self._full_every = EveryEpochs(full_every)
         self._full = FullCheckpoints(self._directory)
+        self._pause = self._disk_pause()
         self._schedule = SaveSchedule(parse_save_every(save_every))
         # Who decides alone when to save is told nothing of intervals, and pays no message for them.
         self._follows_schedule = False
@@ -96,7 +97,7 @@ class CheckpointManager:
             self._directory,
             asynchronous=asynchronous,
             on_commit=self._follow_up,
-            disk_pause=self._disk_pause(),
+            disk_pause=self._pause,
         )
 
     def save(
@@ -214,7 +215,7 @@ class CheckpointManager:
             self._set_damaged_aside(found)
         if optimizer is not None:
             self._saver.expect_training(model, optimizer)
-        damaged = [damage for step_damage in found.damaged.values() for damage in step_damage]
+        damaged = [*found.misnamed, *(damage for of_step in found.damaged.values() for damage in of_step)]
         if found.newest_good is None:
             return ResumeState({"step": 0, "metrics": {}}, damaged)
         manifest = found.newest_good.manifest
@@ -223,6 +224,11 @@ class CheckpointManager:
         if rank == 0:
             self._report_loaded(manifest.step, SYSTEM_CLOCK.monotonic_seconds() - started_seconds)
         return ResumeState({"step": manifest.step, "metrics": dict(manifest.metrics), **extras}, damaged)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether saves are left out because the disk is full; rank 0 knows it."""
+        return self._pause is not None and self._pause.is_paused
 
     def wait(self) -> None:
         """Return when the save under way is committed, on every rank.

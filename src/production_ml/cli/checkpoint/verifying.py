@@ -41,9 +41,12 @@ def verify(
 
       production-ml checkpoint verify checkpoints 300 --json
     """
+    from production_ml.fault_tolerance.checkpoint_format import Damage
+
     opened = open_directory(directory)
     steps = opened.steps() if step is None else [existing_step(opened, step)]
-    if not steps:
+    misnamed = opened.misnamed() if step is None else ()
+    if not steps and not misnamed:
         # A check of nothing that says "sound" would be green for ever with a wrong path.
         raise no_checkpoints(opened)
     damage: dict[int, list[Damage]] = {}
@@ -53,6 +56,10 @@ def verify(
             damage[one] = found
             if not as_json:
                 _tell(one, found)
+    for lost in misnamed:
+        damage.setdefault(lost.step, []).append(Damage.of_name(lost))
+        if not as_json:
+            _tell(lost.step, [Damage.of_name(lost)])
     if as_json:
         listed = [
             {"step": one, "sound": not found, "damage": [item.to_dict() for item in found]}

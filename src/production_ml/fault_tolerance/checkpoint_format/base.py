@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from production_ml.fault_tolerance.checkpoint_format.byte_source import ByteSource
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.misnamed import Misnamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,12 @@ class CheckpointPlace(Protocol):
         """Delete a checkpoint so that a crash on the way leaves nothing that looks like one; False if it is read."""
         ...
 
-    def put_back_replaced(self) -> None:
-        """Put every checkpoint back whose successor never came."""
+    def put_back(self) -> None:
+        """Give every checkpoint its name back that lost it to a crash between two renames, or to a bad disk."""
+        ...
+
+    def misnamed(self) -> Sequence[Misnamed]:
+        """The checkpoints that a listing by name does not find; they are damaged, as long as they are not put back."""
         ...
 
     def remove_leftovers(self) -> None:

@@ -25,6 +25,7 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     read_save_id,
     read_summary,
 )
+from production_ml.fault_tolerance.checkpoint_format.misnamed import Misnamed, find_misnamed, put_back_misnamed
 from production_ml.fault_tolerance.checkpoint_format.read_lease import is_being_read, read_lease, removal_claim
 from production_ml.fault_tolerance.checkpoint_format.save_lock import (
     LOCK_FILE,
@@ -226,11 +227,12 @@ class CheckpointDirectory:
         found = (DirectorySave(path) for path in self.path.glob(f"{_INCOMPLETE}*"))
         return [save for save in found if save.is_held_here()]
 
-    def put_back_replaced(self) -> None:
+    def put_back(self) -> None:
         """Put every checkpoint back whose successor never came, for a crash came between the two renames.
 
-        Loading does this too. Where locks are known to one host alone, it may come between the renames of a living save
-        of another: that save fails then, and nothing is lost.
+        One whose name a bad disk has changed gets it back too. Loading does this as well. Where locks are known to one
+        host alone, it may come between the renames of a living save of another: that save fails then, and nothing is
+        lost.
         """
         for replaced in self.path.glob(f"{_REPLACED}*"):
             written = self.path / replaced.name.replace(_REPLACED, _INCOMPLETE)
@@ -238,13 +240,18 @@ class CheckpointDirectory:
                 # On a file system that became read-only there is still a checkpoint to load.
                 with contextlib.suppress(OSError):
                     replaced.rename(_original(replaced))
+        put_back_misnamed(self.path)
+
+    def misnamed(self) -> list[Misnamed]:
+        """The checkpoints that a listing by name does not find."""
+        return list(find_misnamed(self.path))
 
     def remove_leftovers(self) -> None:
         """Clear away what interrupted saves and removals left behind; saves that may be alive are not touched.
 
         It is for those who save: a mere reader has no say in what is dead.
         """
-        self.put_back_replaced()
+        self.put_back()
         leftovers = [path for path in self.path.glob(f"{_INCOMPLETE}*") if is_dead(path)]
         leftovers += [path for path in self.path.glob(f"{_REPLACED}*") if _original(path).exists()]
         for leftover in (*leftovers, *self.path.glob(f"{_REMOVED}*")):

@@ -20,6 +20,7 @@ VERSION: Final = 2
 _NO_HASH: Final = b'"hash": ""'
 _HASH: Final = re.compile(rb'"hash": "([0-9a-f]{32})"')
 _SAVE_ID: Final = re.compile(rb'"save_id": "([0-9a-f]+)"')
+_STEP: Final = re.compile(rb'"step": (\d+)')
 _HEAD_BYTES: Final = 256
 _VALUES: Final = b', "values": '
 _GONE_OR_BROKEN: Final = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EUCLEAN}
@@ -196,6 +197,16 @@ def read_save_id(path: Path) -> str | None:
     except OSError:
         return None
     return found[1].decode() if found else None
+
+
+def read_step(path: Path) -> int | None:
+    """The step that the manifest at `path` is of, by a look at its head; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            found = _STEP.search(file.read(_HEAD_BYTES))
+    except OSError:
+        return None
+    return int(found[1]) if found else None
 
 
 def unreadable(path: Path, problem: OSError, *, step: int) -> CheckpointError:

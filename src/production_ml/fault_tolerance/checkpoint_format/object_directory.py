@@ -36,6 +36,7 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     decode_summary,
     encode_manifest,
 )
+from production_ml.fault_tolerance.checkpoint_format.misnamed import Misnamed
 from production_ml.fault_tolerance.checkpoint_format.object_save import OWNER, PART, ObjectSave, SaveClaim
 from production_ml.fault_tolerance.checkpoint_format.object_source import ObjectSource, unreadable_object
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SILENCE_SECONDS
@@ -265,8 +266,12 @@ class ObjectCheckpointDirectory:
         except OSError:
             return []
 
-    def put_back_replaced(self) -> None:
+    def put_back(self) -> None:
         """Nothing is ever moved aside here."""
+
+    def misnamed(self) -> list[Misnamed]:
+        """A store's keys are verified by the store."""
+        return []
 
     def remove_leftovers(self) -> None:
         """Clear away what interrupted saves and removals left behind; saves that may be alive are not touched.

@@ -9,6 +9,7 @@ from typing import Any
 from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, Manifest
+from production_ml.fault_tolerance.checkpoint_format.misnamed import Misnamed
 from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
 
 
@@ -33,6 +34,11 @@ class Damage:
         """The facts of an error."""
         return cls(error.step, error.name, error.tensor, error.problem)
 
+    @classmethod
+    def of_name(cls, misnamed: Misnamed) -> Damage:
+        """A checkpoint that is not found by its name."""
+        return cls(misnamed.step, str(misnamed.path), None, misnamed.problem)
+
     def to_dict(self) -> dict[str, Any]:
         """The facts as JSON."""
         return {"step": self.step, "file": self.file, "tensor": self.tensor, "problem": self.problem}
@@ -54,7 +60,9 @@ def verify_all(directory: CheckpointPlace) -> dict[int, list[Damage]]:
         damage = list(verify_checkpoint(directory, step))
         if not damage or directory.identity(step) == identity:
             verified[step] = damage
-    return verified
+    for found in directory.misnamed():
+        verified.setdefault(found.step, []).append(Damage.of_name(found))
+    return dict(sorted(verified.items()))
 
 
 def verify_checkpoint(directory: CheckpointPlace, step: int) -> Iterator[Damage]:

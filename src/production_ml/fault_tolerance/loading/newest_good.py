@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Search:
     newest_good: Verified | None
     damaged: dict[int, list[Damage]]
     """By step, newest first."""
+    misnamed: list[Damage]
+    """What was found under a name that it had not been given; it has its own again."""
 
 
 def search(
@@ -65,8 +68,7 @@ def search(
         CheckpointMismatchError: The newest good one does not fit, on this rank or another.
         CheckpointError: The system refuses to read it.
     """
-    if rank == 0:
-        _await_saves_under_way(directory)
+    misnamed = _begin(directory, rank=rank)
     damaged: dict[int, list[Damage]] = {}
     gone: set[int] = set()
     # Listed anew each time: a training that runs beside this process commits, replaces and prunes.
@@ -81,8 +83,8 @@ def search(
             damaged[step] = found
         else:
             raise_problems(tried.problem, answers)
-            return Search(tried.verified, damaged)
-    return Search(None, damaged)
+            return Search(tried.verified, damaged, misnamed)
+    return Search(None, damaged, misnamed)
 
 
 def apply_on_all(found: Verified) -> dict[str, Any]:
@@ -108,6 +110,21 @@ def apply_on_all(found: Verified) -> dict[str, Any]:
     return extras
 
 
+def _begin(directory: CheckpointPlace, *, rank: int) -> list[Damage]:
+    """Rank 0 waits for what is still being written, and looks for names that a bad disk has changed.
+
+    Such checkpoints get their names back with the next listing, and nothing of them is lost; but the disk is bad.
+    """
+    misnamed: list[Damage] = []
+    if rank == 0:
+        # The listing, which follows, tells all ranks of a directory that cannot be read.
+        with contextlib.suppress(OSError):
+            _await_saves_under_way(directory)
+            misnamed = [Damage.of_name(found) for found in directory.misnamed()]
+    told = gather_json([found.to_dict() for found in misnamed], call="load_latest, beginning")
+    return [Damage(**found) for found in told[0]]
+
+
 def _await_saves_under_way(directory: CheckpointPlace) -> None:
     """Let the writers of workers that died finish: what they write is newer than all that is committed.
 
@@ -128,7 +145,7 @@ def _steps(directory: CheckpointPlace, *, rank: int) -> list[int]:
     problem = ""
     try:
         if rank == 0:
-            directory.put_back_replaced()
+            directory.put_back()
             steps = directory.steps()
     except OSError as error:
         problem = f"{directory.url}: cannot be listed ({error.strerror})."

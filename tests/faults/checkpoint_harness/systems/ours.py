@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from production_ml.cli.main import main
-from production_ml.core.errors import ExitCode, ProductionMLError
+from production_ml.core.errors import CheckpointWriteError, ExitCode, ProductionMLError
 from production_ml.fault_tolerance import CheckpointManager
 
 from ..training import Training
@@ -29,7 +29,10 @@ class _ManagerSaver:
         )
 
     def wait(self) -> None:
+        """Raises where there is no checkpoint, though a full disk is none of the manager's errors."""
         self._manager.wait()
+        if self._manager.is_paused:
+            raise CheckpointWriteError("Saving is paused: the disk is full.")
 
     def close(self) -> None:
         self._manager.close()
