@@ -69,6 +69,8 @@ class Manifest:
     metrics: Mapping[str, float]
     values: Any
     """The state that is not tensors, as `state_tree` encodes it."""
+    rank_values: tuple[Any, ...] = ()
+    """The same for state that differs by rank, one of each in rank order; empty where there is none."""
     files: Mapping[str, FileEntry]
     tensors: Mapping[str, TensorEntry]
 

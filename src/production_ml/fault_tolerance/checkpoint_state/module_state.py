@@ -17,6 +17,7 @@ from production_ml.fault_tolerance.checkpoint_format.boxes import from_local
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Section, hold
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
 
 _WRAPPER_SEGMENTS: Final = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -65,9 +66,22 @@ def parameter_names(live: Mapping[str, Any]) -> dict[int, str]:
     return names
 
 
-def capture_module(live: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def capture_module(
+    live: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tensor], cache: CaptureCache
+) -> dict[str, Any]:
     """The JSON form of a `live_state`; its tensors are put into `tensors` as `<prefix>.<parameter>`."""
-    return {name: encode_tree(value, f"{prefix}.{name}", tensors) for name, value in live.items()}
+    names, values = list(live), list(live.values())
+    known = cache.sections.get(prefix)
+    if known is not None and known.is_unchanged(names, values):
+        tensors.update(zip(known.names, values, strict=True))
+        return cast(dict[str, Any], known.encoded)
+    own: dict[str, torch.Tensor] = {}
+    encoded = {name: encode_tree(value, f"{prefix}.{name}", own) for name, value in live.items()}
+    # What a module keeps as extra state is not remembered: it comes as new values each time.
+    if list(map(id, own.values())) == list(map(id, values)):
+        cache.sections[prefix] = Section(names, hold(values), encoded, list(own))
+    tensors.update(own)
+    return encoded
 
 
 class ModuleRestoration:

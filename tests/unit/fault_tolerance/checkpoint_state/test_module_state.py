@@ -10,6 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from production_ml.core.errors import CheckpointMismatchError
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 from production_ml.fault_tolerance.checkpoint_state.module_state import (
     ModuleRestoration,
     capture_module,
@@ -27,7 +28,7 @@ def entries_of(tensors: dict[str, torch.Tensor]) -> dict[str, TensorEntry]:
 
 def captured(module: nn.Module):
     tensors: dict[str, torch.Tensor] = {}
-    encoded = capture_module(live_state(module), "model", tensors)
+    encoded = capture_module(live_state(module), "model", tensors, CaptureCache())
     return encoded, {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
