@@ -9,6 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.boxes import from_local
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
@@ -19,7 +20,16 @@ _NOT_OPTIONS: Final = ("params", "param_names")
 
 
 def named_parameters(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Per group, its parameters and their names; one that is not in the model is named by its place."""
+    """Per group, its parameters and their names; one that is not in the model is named by its place.
+
+    Raises:
+        CheckpointWriteError: It is a ZeroRedundancyOptimizer: what it shows as its state is empty.
+    """
+    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
+        raise CheckpointWriteError(
+            "The optimizer is a ZeroRedundancyOptimizer, of whose state each rank holds another part under no name.",
+            cure="Shard model and optimizer with torch.distributed.fsdp.fully_shard (FSDP2) instead.",
+        )
     for number, group in enumerate(optimizer.param_groups):
         yield [
             (names.get(id(parameter), f"#{number}.{index}"), parameter)
