@@ -137,6 +137,13 @@ def _check_fits(what: str, tensor: torch.Tensor, entry: TensorEntry | None) -> N
             f"{what} has no memory yet (it is lazy or on the meta device).",
             cure="Materialise the model first: model.to_empty(device=...), or one forward for lazy modules.",
         )
+    if tensor.layout is torch.strided and any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    ):
+        raise mismatch(
+            f"{what} has elements that share memory (it was made by expand()), which cannot be loaded in place.",
+            cure="Give it memory of its own: register tensor.clone() or tensor.contiguous().",
+        )
     if entry is None:
         raise mismatch(f"{what} is a tensor, but not in the checkpoint.")
     if entry.shape != tuple(tensor.shape):

@@ -101,3 +101,15 @@ def test_a_module_that_does_not_fit_is_refused_by_name_when_the_plan_is_made(oth
 
     with pytest.raises(CheckpointMismatchError, match=message):
         restore(other, encoded, tensors)
+
+
+def test_a_buffer_whose_elements_share_memory_is_refused_before_anything_is_loaded():
+    def build() -> nn.Module:
+        module = nn.Linear(2, 2)
+        module.register_buffer("spread", torch.zeros(1).expand(3))
+        return module
+
+    encoded, tensors = captured(build())
+
+    with pytest.raises(CheckpointMismatchError, match=r"'spread' has elements that share memory"):
+        restore(build(), encoded, tensors)
