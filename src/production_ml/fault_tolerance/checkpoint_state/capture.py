@@ -11,8 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from production_ml.core.errors import ConfigError
+from production_ml.fault_tolerance.checkpoint_format.pieces import Piece
 from production_ml.fault_tolerance.checkpoint_format.state_tree import encode_tree
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Layout
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_engine import capture_engine, check_is_own
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine, is_partitioned
 from production_ml.fault_tolerance.checkpoint_state.module_state import capture_module, live_state, parameter_names
 from production_ml.fault_tolerance.checkpoint_state.optimizer_state import capture_optimizer
 from production_ml.fault_tolerance.checkpoint_state.per_rank import capture_rank_state, is_per_rank
@@ -33,6 +36,8 @@ class Captured:
     """JSON of what differs by rank."""
     rank_tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     """Plain tensors that this rank alone writes, as `rank-<rank>.…`; they are new at each capture."""
+    pieces: dict[str, Piece] = field(default_factory=dict)
+    """Boxes of whole tensors that this rank alone holds and writes, by the key to write them under (DeepSpeed)."""
     layout: Layout = field(default_factory=Layout)
     """The same object as at the capture before where nothing of `tensors` but their values has changed since."""
 
@@ -49,7 +54,7 @@ def capture(
     """Gather the state of a training.
 
     Args:
-        model: The model.
+        model: The model; a DeepSpeed engine brings its own optimizer.
         optimizer: Its optimizer, if there is one.
         extra: Whatever else is saved, by name.
         rank: This rank.
@@ -64,12 +69,18 @@ def capture(
     cache = CaptureCache() if cache is None else cache
     captured = Captured()
     tensors = captured.tensors
-    live = live_state(model)
-    names = parameter_names(live)
-    captured.values["model"] = capture_module(live, "model", tensors, cache)
-    captured.values["optimizer"] = (
-        None if optimizer is None else capture_optimizer(optimizer, names, "optimizer", tensors, cache)
-    )
+    if is_engine(model) and is_partitioned(model):
+        check_is_own(model, optimizer)
+        names: Mapping[int, str] = {}
+        of_model, of_optimizer, of_engine = capture_engine(model, tensors, captured.pieces)
+        captured.values.update(model=of_model, optimizer=of_optimizer, engine=of_engine)
+    else:
+        live = live_state(model)
+        names = parameter_names(live)
+        captured.values["model"] = capture_module(live, "model", tensors, cache)
+        captured.values["optimizer"] = (
+            None if optimizer is None else capture_optimizer(optimizer, names, "optimizer", tensors, cache)
+        )
     captured.values["extra"] = {
         name: _capture_extra(value, names, f"extra.{name}", tensors, cache)
         for name, value in extra.items()

@@ -18,16 +18,17 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Section, hold
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
 
 _WRAPPER_SEGMENTS: Final = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The user's own module inside DDP and torch.compile."""
+    """The user's own module inside DDP, torch.compile and a DeepSpeed engine."""
     while True:
-        if isinstance(module, DistributedDataParallel | DataParallel):
-            module = module.module
+        if isinstance(module, DistributedDataParallel | DataParallel) or is_engine(module):
+            module = cast(nn.Module, module.module)
         elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
             module = inner
         else:

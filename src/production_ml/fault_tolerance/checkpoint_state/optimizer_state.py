@@ -171,7 +171,9 @@ class OptimizerRestoration:
         if len(saved) != len(current):
             raise mismatch(f"{owner} has {len(current)} parameter groups, but {len(saved)} in the checkpoint.")
         for number, (group, named) in enumerate(zip(saved, current, strict=True)):
-            compare_names(f"{owner}'s group {number}", group["params"], [name for name, _ in named])
+            # DeepSpeed leaves out of its groups what does not train.
+            expected = [name for name, parameter in named if parameter.requires_grad or name in group["params"]]
+            compare_names(f"{owner}'s group {number}", group["params"], expected)
 
 
 def _class_name(optimizer: Optimizer) -> str:

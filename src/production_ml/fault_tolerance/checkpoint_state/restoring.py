@@ -15,6 +15,9 @@ from production_ml.fault_tolerance.checkpoint_format.boxes import Box, from_loca
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
 from production_ml.fault_tolerance.checkpoint_state.capture import check_extra_names
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_engine import check_is_own
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine, is_partitioned
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_restoring import EngineRestoration
 from production_ml.fault_tolerance.checkpoint_state.mismatch import mismatch
 from production_ml.fault_tolerance.checkpoint_state.module_state import ModuleRestoration, live_state, parameter_names
 from production_ml.fault_tolerance.checkpoint_state.optimizer_state import OptimizerRestoration
@@ -79,6 +82,9 @@ class Restoration:
             for name, entry in manifest.tensors.items()
             if name in wanted
         }
+        for part in parts:
+            if isinstance(part, EngineRestoration):
+                self.boxes.update(part.boxes)
 
     def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Give every object its state.
@@ -131,9 +137,14 @@ def plan_restoration(
     values = manifest.values
     ranks = RankRestoration(manifest, extra, rank=rank, world_size=world_size, random_state=random_state)
     shared = {name: target for name, target in extra.items() if name not in ranks.names}
-    names = parameter_names(live_state(model))
+    is_partitioned_engine = is_engine(model) and is_partitioned(model)
+    names = {} if is_partitioned_engine else parameter_names(live_state(model))
     parts: list[_Part] = [_extra_part(manifest, name, target, names) for name, target in shared.items()]
     read = set(tensor_names([values["extra"][name]["value"] for name in shared]))
+    if is_partitioned_engine:
+        check_is_own(model, optimizer)
+        parts.append(EngineRestoration(model, values, manifest.tensors))
+        return Restoration(manifest, parts, ranks, read, shared)
     if optimizer is not None:
         if values["optimizer"] is None:
             raise mismatch("The checkpoint was saved without an optimizer.", cure="Call load_latest(model) alone.")
