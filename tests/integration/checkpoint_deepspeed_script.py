@@ -23,6 +23,7 @@ from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES
 from production_ml.fault_tolerance.checkpoint_state import Captured, capture, plan_restoration
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 
 
 class Net(nn.Module):
@@ -152,11 +153,11 @@ def main() -> None:
     dist.init_process_group("gloo")
     for seed, pair in enumerate(sys.argv[2:]):
         source, layout = pair.split(":")
-        engine = engine_of(layout, 100 + seed)
+        engine, cache = engine_of(layout, 100 + seed), CaptureCache()
         restore(root / source, engine, engine.optimizer, rank, world_size)
-        write_state(root / f"{source}-to-{layout}", capture(engine, engine.optimizer, {}, rank=rank), rank)
+        write_state(root / f"{source}-to-{layout}", capture(engine, engine.optimizer, {}, rank=rank, cache=cache), rank)
         train_step(engine)
-        write_state(root / layout, capture(engine, None, {}, rank=rank), rank)
+        write_state(root / layout, capture(engine, None, {}, rank=rank, cache=cache), rank)
         told = masters_and_moments(engine)
         if rank == 0:
             safetensors.torch.save_file(told, root / f"{layout}.safetensors")

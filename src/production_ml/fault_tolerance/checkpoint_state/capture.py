@@ -72,7 +72,7 @@ def capture(
     if is_engine(model) and is_partitioned(model):
         check_is_own(model, optimizer)
         names: Mapping[int, str] = {}
-        of_model, of_optimizer, of_engine = capture_engine(model, tensors, captured.pieces)
+        of_model, of_optimizer, of_engine = capture_engine(model, tensors, captured.pieces, cache)
         captured.values.update(model=of_model, optimizer=of_optimizer, engine=of_engine)
     else:
         live = live_state(model)

@@ -50,8 +50,8 @@ class Section:
 class CaptureCache:
     """Kept from save to save by whoever captures one training; forgotten, the next capture is only slower.
 
-    It holds no tensor alive: an optimizer's state that was replaced is not to stay in memory until the next save. A
-    dead reference matches nothing, so that an `id` that is used again cannot deceive it.
+    It holds no tensor alive (but those of a DeepSpeed engine): an optimizer's state that was replaced is not to stay in
+    memory until the next save. A dead reference matches nothing, so that an `id` that is used again cannot deceive it.
     """
 
     sections: dict[str, Section] = field(default_factory=dict)

@@ -8,16 +8,19 @@ into any number of ranks, and into a plain float32 module with the same torch op
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
 
 import torch
 
 from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.checkpoint_format.pieces import Piece, pieces_of_run
 from production_ml.fault_tolerance.checkpoint_format.state_tree import encode_tree
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Section, hold
 from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import (
     Fragment,
     flat_state,
+    flat_tensors,
     fragments,
     is_elementwise,
     is_stage_3_parameter,
@@ -49,7 +52,7 @@ def check_is_own(engine: Any, optimizer: Any) -> None:
 
 
 def capture_engine(
-    engine: Any, tensors: dict[str, torch.Tensor], pieces: dict[str, Piece]
+    engine: Any, tensors: dict[str, torch.Tensor], pieces: dict[str, Piece], cache: CaptureCache
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The JSON of model, optimizer and engine.
 
@@ -57,6 +60,7 @@ def capture_engine(
         engine: The engine, of ZeRO stage 1, 2 or 3.
         tensors: Gets what is the same on all ranks, by name.
         pieces: Gets what this rank alone holds, by key.
+        cache: What was captured before.
 
     Raises:
         CheckpointWriteError: The optimizer keeps state that is neither one number for each element nor one for all.
@@ -65,10 +69,46 @@ def capture_engine(
     names: dict[int, str] = {}
     for name, value in live.items():
         names.setdefault(id(value), name)
-    held = list(fragments(engine.optimizer))
-    model = _capture_model(live, names, held, tensors, pieces)
-    optimizer = _capture_optimizer(engine.optimizer, names, held, tensors, pieces)
-    return model, optimizer, _capture_counters(engine, tensors)
+    held = _capture_held(engine.optimizer, live, names, cache)
+    tensors.update(held.tensors)
+    pieces.update(held.pieces)
+    groups = _capture_groups(engine.optimizer, names, tensors)
+    optimizer = {"class": type(engine.optimizer.optimizer).__name__, "groups": groups, "state": held.state}
+    return held.model, optimizer, _capture_counters(engine, tensors)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What an engine's tensors are in a checkpoint."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    pieces: dict[str, Piece] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def _capture_held(optimizer: Any, live: Mapping[str, Any], names: Mapping[int, str], cache: CaptureCache) -> _Held:
+    """Cutting thousands of runs takes its time, and the runs are the same as long as the flat tensors are."""
+    flats = list(flat_tensors(optimizer))
+    states = [optimizer.optimizer.state.get(flat) or {} for flat in flats]
+    partitions = [value.ds_tensor for value in live.values() if is_stage_3_parameter(value)]
+    objects = [*live.values(), *flats, *partitions, *(value for state in states for value in state.values())]
+    places = (
+        list(live),
+        [list(state) for state in states],
+        [item.data_ptr() for item in objects if isinstance(item, torch.Tensor)],
+    )
+    known = cache.sections.get("engine")
+    if known is not None and known.is_unchanged(places, objects):
+        return cast(_Held, known.encoded)
+    held = _Held()
+    parts = list(fragments(optimizer))
+    held.model = _capture_model(live, names, parts, held.tensors, held.pieces)
+    held.state = _capture_state(optimizer, names, parts, held.tensors, held.pieces)
+    seen = {id(item) for item in objects}
+    if all(id(tensor) in seen for tensor in held.tensors.values()):
+        cache.sections["engine"] = Section(places, hold(objects), held, ())
+    return held
 
 
 def _capture_model(
@@ -97,14 +137,13 @@ def _capture_model(
     return model
 
 
-def _capture_optimizer(
+def _capture_state(
     optimizer: Any,
     names: Mapping[int, str],
     held: list[Fragment],
     tensors: dict[str, torch.Tensor],
     pieces: dict[str, Piece],
 ) -> dict[str, Any]:
-    inner = optimizer.optimizer
     state: dict[str, Any] = {}
     for fragment in held:
         name = names[id(fragment.parameter)]
@@ -122,12 +161,17 @@ def _capture_optimizer(
                 )
             else:
                 state.setdefault(name, {})[key] = encode_tree(value, tensor_name, tensors)
+    return state
+
+
+def _capture_groups(optimizer: Any, names: Mapping[int, str], tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
     groups = []
-    for number, (group, members) in enumerate(zip(inner.param_groups, parameter_groups(optimizer), strict=True)):
+    members_of_groups = parameter_groups(optimizer)
+    for number, (group, members) in enumerate(zip(optimizer.optimizer.param_groups, members_of_groups, strict=True)):
         options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
         encoded = encode_tree(options, f"optimizer.group{number}", tensors)
         groups.append({"params": [names[id(parameter)] for parameter in members], "options": encoded})
-    return {"class": type(inner).__name__, "groups": groups, "state": state}
+    return groups
 
 
 def _capture_counters(engine: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

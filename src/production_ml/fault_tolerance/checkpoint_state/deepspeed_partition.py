@@ -6,7 +6,7 @@ DeepSpeed 0.19.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -89,6 +89,15 @@ def parameter_groups(optimizer: Any) -> list[list[torch.Tensor]]:
     for number, members in enumerate(optimizer.fp16_groups):
         groups[optimizer.sub_group_to_group_id[number]].extend(members)
     return groups
+
+
+def flat_tensors(optimizer: Any) -> Sequence[torch.Tensor]:
+    """What the inner optimizer takes for its parameters."""
+    is_stage_3 = type(optimizer).__name__ == _STAGE_3
+    flats: Sequence[torch.Tensor] = (
+        optimizer.fp32_partitioned_groups_flat if is_stage_3 else optimizer.single_partition_of_fp32_groups
+    )
+    return flats
 
 
 def fragments(optimizer: Any) -> Iterator[Fragment]:
