@@ -132,7 +132,7 @@ def is_box_sharded(tensor: DTensor) -> bool:
     except ValueError:
         return False
     # A tensor that was put together by hand may be cut in other places than torch cuts.
-    return tensor.device_mesh.get_coordinate() is None or box.shape == tuple(tensor.to_local().shape)
+    return tensor.device_mesh.get_coordinate() is None or box.shape == tuple(tensor._local_tensor.shape)
 
 
 def is_first_replica(tensor: DTensor) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from production_ml.core.errors import ConfigError
+from production_ml.fault_tolerance.checkpoint_format.boxes import whole
 from production_ml.fault_tolerance.checkpoint_format.pieces import Piece
 from production_ml.fault_tolerance.checkpoint_format.state_tree import encode_tree
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Layout
@@ -40,6 +41,14 @@ class Captured:
     """Boxes of whole tensors that this rank alone holds and writes, by the key to write them under (DeepSpeed)."""
     layout: Layout = field(default_factory=Layout)
     """The same object as at the capture before where nothing of `tensors` but their values has changed since."""
+
+    def own_pieces(self) -> dict[str, Piece]:
+        """All that this rank writes whatever its number is, by the key to write it under."""
+        plain = {
+            name: Piece(name, tuple(tensor.shape), whole(tuple(tensor.shape)), tensor)
+            for name, tensor in self.rank_tensors.items()
+        }
+        return {**self.pieces, **plain}
 
 
 def capture(

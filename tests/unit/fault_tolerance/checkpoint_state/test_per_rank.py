@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteError, ConfigError
+from production_ml.fault_tolerance.checkpoint_format.boxes import whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
@@ -86,6 +87,15 @@ def test_each_rank_gets_its_own_value_and_its_own_object_back():
     assert [extras["shard"] for extras in found] == [[0, "a"], [1, "a"]]
     assert [extras["epoch"] for extras in found] == [7, 7]
     assert [extras["loader"] for extras in found] == loaders
+
+
+def test_what_a_rank_has_of_its_own_is_written_whole_under_names_of_its_own():
+    captured = capture(MODEL, None, {"loader": PerRank({"seen": torch.arange(3)})}, rank=2, random_state=False)
+
+    [(key, piece)] = captured.own_pieces().items()
+
+    assert key == piece.name == "rank-2.extra.loader/seen"
+    assert (piece.shape, piece.box, piece.data.tolist()) == ((3,), whole((3,)), [0, 1, 2])
 
 
 def test_a_rank_reads_no_other_ranks_state():
