@@ -23,6 +23,7 @@ from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import (
     partition_of,
 )
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
+from production_ml.fault_tolerance.checkpoint_state.module_state import widens
 
 
 class EngineRestoration:
@@ -97,8 +98,8 @@ class EngineRestoration:
             )
         saved = DTYPES[entry.dtype]
         # Wider is exact: a bfloat16 checkpoint may go into float32 masters.
-        fits = saved.is_floating_point and (may_round or torch.promote_types(saved, dtype) == dtype)
-        if saved != dtype and not (fits and dtype.is_floating_point):
+        may_be_rounded = may_round and saved.is_floating_point and dtype.is_floating_point
+        if saved != dtype and not may_be_rounded and not widens(saved, dtype):
             raise mismatch(f"the model's {name!r} is {dtype}, but {saved} in the checkpoint.")
 
     def _check_optimizer(self) -> None:

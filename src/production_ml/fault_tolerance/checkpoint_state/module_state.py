@@ -93,13 +93,21 @@ class ModuleRestoration:
         owner: What messages call it, such as "the model".
         encoded: What `capture_module` made.
         entries: The checkpoint's tensors.
+        may_widen: Take bfloat16 for float32 and the like, which is exact: a DeepSpeed engine keeps what does not train
+            in the type of its forward pass.
 
     Raises:
         CheckpointMismatchError: Names, shapes or element types differ.
     """
 
     def __init__(
-        self, module: nn.Module, owner: str, encoded: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+        self,
+        module: nn.Module,
+        owner: str,
+        encoded: Mapping[str, Any],
+        entries: Mapping[str, TensorEntry],
+        *,
+        may_widen: bool = False,
     ) -> None:
         self._module = unwrapped(module)
         self._encoded = encoded
@@ -107,7 +115,7 @@ class ModuleRestoration:
         compare_names(owner, list(encoded), list(self._live))
         self._tensors = {name: value for name, value in self._live.items() if isinstance(value, torch.Tensor)}
         for name, tensor in self._tensors.items():
-            _check_fits(f"{owner}'s {name!r}", tensor, _entry(encoded[name], entries))
+            _check_fits(f"{owner}'s {name!r}", tensor, _entry(encoded[name], entries), may_widen=may_widen)
 
     def templates(self) -> dict[str, torch.Tensor]:
         """For each tensor to read, the tensor whose local part is wanted."""
@@ -132,7 +140,7 @@ def _entry(encoded: Any, entries: Mapping[str, TensorEntry]) -> TensorEntry | No
     return entries.get(cast(str, name))
 
 
-def _check_fits(what: str, tensor: torch.Tensor, entry: TensorEntry | None) -> None:
+def _check_fits(what: str, tensor: torch.Tensor, entry: TensorEntry | None, *, may_widen: bool) -> None:
     if is_lazy(tensor) or tensor.is_meta:
         raise mismatch(
             f"{what} has no memory yet (it is lazy or on the meta device).",
@@ -149,5 +157,11 @@ def _check_fits(what: str, tensor: torch.Tensor, entry: TensorEntry | None) -> N
         raise mismatch(f"{what} is a tensor, but not in the checkpoint.")
     if entry.shape != tuple(tensor.shape):
         raise mismatch(f"{what} has the shape {list(tensor.shape)}, but {list(entry.shape)} in the checkpoint.")
-    if DTYPES[entry.dtype] != tensor.dtype:
-        raise mismatch(f"{what} is {tensor.dtype}, but {DTYPES[entry.dtype]} in the checkpoint.")
+    saved = DTYPES[entry.dtype]
+    if saved != tensor.dtype and not (may_widen and widens(saved, tensor.dtype)):
+        raise mismatch(f"{what} is {tensor.dtype}, but {saved} in the checkpoint.")
+
+
+def widens(narrow: torch.dtype, wide: torch.dtype) -> bool:
+    """Whether every number of one floating-point type is one of the other too."""
+    return narrow.is_floating_point and wide.is_floating_point and torch.promote_types(narrow, wide) == wide

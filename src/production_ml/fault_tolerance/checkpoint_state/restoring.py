@@ -150,7 +150,8 @@ def plan_restoration(
             raise mismatch("The checkpoint was saved without an optimizer.", cure="Call load_latest(model) alone.")
         parts.append(OptimizerRestoration(optimizer, "the optimizer", names, values["optimizer"], manifest.tensors))
         read.update(tensor_names(values["optimizer"]))
-    parts.append(ModuleRestoration(model, "the model", values["model"], manifest.tensors))
+    is_of_engine = "engine" in values
+    parts.append(ModuleRestoration(model, "the model", values["model"], manifest.tensors, may_widen=is_of_engine))
     read.update(tensor_names(values["model"]))
     return Restoration(manifest, parts, ranks, read, shared)
 

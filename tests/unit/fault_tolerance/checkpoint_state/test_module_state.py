@@ -113,3 +113,17 @@ def test_a_buffer_whose_elements_share_memory_is_refused_before_anything_is_load
 
     with pytest.raises(CheckpointMismatchError, match=r"'spread' has elements that share memory"):
         restore(build(), encoded, tensors)
+
+
+def test_a_wider_type_takes_a_narrower_one_exactly_where_that_is_asked_for():
+    encoded, tensors = captured(nn.Linear(2, 3, dtype=torch.bfloat16))
+    target = nn.Linear(2, 3)
+
+    ModuleRestoration(target, "the model", encoded, entries_of(tensors), may_widen=True).apply(tensors)
+
+    assert target.weight.dtype == torch.float32
+    assert torch.equal(target.weight, tensors["model.weight"].float())
+    wide, wide_tensors = captured(nn.Linear(2, 3))
+    narrow = nn.Linear(2, 3, dtype=torch.bfloat16)
+    with pytest.raises(CheckpointMismatchError, match=r"'weight' is torch.bfloat16, but torch.float32"):
+        ModuleRestoration(narrow, "the model", wide, entries_of(wide_tensors), may_widen=True)
