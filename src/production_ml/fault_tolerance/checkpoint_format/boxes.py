@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,67 @@ def local_box(tensor: torch.Tensor) -> Box:
     shape = tuple(tensor.shape)
     if not isinstance(tensor, DTensor):
         return whole(shape)
-    if tensor.device_mesh.get_coordinate() is None:
+    coordinate = tensor.device_mesh.get_coordinate()
+    if coordinate is None:
         return Box((0,) * len(shape), (0,) * len(shape))
-    local_shape, offsets = compute_local_shape_and_global_offset(
-        tensor.shape, tensor.device_mesh, tuple(tensor.placements)
-    )
-    return Box(tuple(offsets), tuple(local_shape))
+    return box_at(shape, tensor.placements, tensor.device_mesh.shape, coordinate)
+
+
+def box_at(
+    shape: Sequence[int], placements: Sequence[Placement], mesh_shape: Sequence[int], coordinate: Sequence[int]
+) -> Box:
+    """The box of a tensor of `shape` that stands at a place in a mesh.
+
+    `Shard` is torch.chunk: equal pieces, rounded up, until nothing is left. torch's own
+    `compute_local_shape_and_global_offset` is not used because it reads strided shards by their definition, and FSDP2
+    over tensor parallelism cuts otherwise where sizes do not divide: 9 rows over 4 x 2 ranks give the last row to a
+    rank that does not have it.
+
+    Raises:
+        ValueError: A strided shard is none that FSDP2 makes.
+    """
+    offsets, sizes = [0] * len(shape), list(shape)
+    for mesh_dimension in cutting_order(placements, mesh_shape):
+        dimension = placements[mesh_dimension].dim  # type: ignore[attr-defined]
+        piece = -(-sizes[dimension] // mesh_shape[mesh_dimension])
+        begin = min(sizes[dimension], coordinate[mesh_dimension] * piece)
+        offsets[dimension] += begin
+        sizes[dimension] = min(piece, sizes[dimension] - begin)
+    return Box(tuple(offsets), tuple(sizes))
+
+
+def cutting_order(placements: Sequence[Placement], mesh_shape: Sequence[int]) -> list[int]:
+    """The mesh dimensions that cut a tensor, in the order in which they did.
+
+    A strided shard cuts what the mesh dimensions after it, as many as make up its split factor, have already cut: FSDP2
+    shards the rows that tensor parallelism left to a rank. So each rank holds one box.
+
+    Raises:
+        ValueError: A split factor is not made up so.
+    """
+    order: list[int] = []
+    for mesh_dimension in reversed(range(len(placements))):
+        placement = placements[mesh_dimension]
+        if isinstance(placement, _StridedShard):
+            order.insert(_place_of(placement, order, placements, mesh_shape), mesh_dimension)
+        elif isinstance(placement, Shard):
+            order.insert(0, mesh_dimension)
+    return order
+
+
+def _place_of(
+    strided: _StridedShard, order: Sequence[int], placements: Sequence[Placement], mesh_shape: Sequence[int]
+) -> int:
+    """The place in `order` behind the cuts that make up the split factor."""
+    pieces = 1
+    for place, mesh_dimension in enumerate(order):
+        if pieces == strided.split_factor:
+            return place
+        if placements[mesh_dimension].dim == strided.dim:  # type: ignore[attr-defined]
+            pieces *= mesh_shape[mesh_dimension]
+    if pieces != strided.split_factor:
+        raise ValueError(f"{strided} does not follow from a mesh of {tuple(mesh_shape)}")
+    return len(order)
 
 
 def local_data(tensor: torch.Tensor) -> torch.Tensor:
@@ -68,12 +124,15 @@ def from_local(local: torch.Tensor, like: DTensor) -> DTensor:
 
 
 def is_box_sharded(tensor: DTensor) -> bool:
-    """Whether each rank holds one box of the final values.
-
-    A sum still to be taken over the ranks is none, nor is a strided shard (FSDP2 over tensor parallelism on the same
-    dimension), whose rows may lie apart where the sizes do not divide.
-    """
-    return all(type(placement) in (Replicate, Shard) for placement in tensor.placements)
+    """Whether each rank holds one box of the final values: a sum still to be taken over the ranks is none."""
+    if not all(type(placement) in (Replicate, Shard, _StridedShard) for placement in tensor.placements):
+        return False
+    try:
+        box = local_box(tensor)
+    except ValueError:
+        return False
+    # A tensor that was put together by hand may be cut in other places than torch cuts.
+    return tensor.device_mesh.get_coordinate() is None or box.shape == tuple(tensor._local_tensor.shape)
 
 
 def is_first_replica(tensor: DTensor) -> bool:

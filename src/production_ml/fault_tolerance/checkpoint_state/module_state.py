@@ -17,16 +17,18 @@ from production_ml.fault_tolerance.checkpoint_format.boxes import from_local
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Section, hold
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
 
 _WRAPPER_SEGMENTS: Final = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The user's own module inside DDP and torch.compile."""
+    """The user's own module inside DDP, torch.compile and a DeepSpeed engine."""
     while True:
-        if isinstance(module, DistributedDataParallel | DataParallel):
-            module = module.module
+        if isinstance(module, DistributedDataParallel | DataParallel) or is_engine(module):
+            module = cast(nn.Module, module.module)
         elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
             module = inner
         else:
@@ -65,9 +67,22 @@ def parameter_names(live: Mapping[str, Any]) -> dict[int, str]:
     return names
 
 
-def capture_module(live: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def capture_module(
+    live: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tensor], cache: CaptureCache
+) -> dict[str, Any]:
     """The JSON form of a `live_state`; its tensors are put into `tensors` as `<prefix>.<parameter>`."""
-    return {name: encode_tree(value, f"{prefix}.{name}", tensors) for name, value in live.items()}
+    names, values = list(live), list(live.values())
+    known = cache.sections.get(prefix)
+    if known is not None and known.is_unchanged(names, values):
+        tensors.update(zip(known.names, values, strict=True))
+        return cast(dict[str, Any], known.encoded)
+    own: dict[str, torch.Tensor] = {}
+    encoded = {name: encode_tree(value, f"{prefix}.{name}", own) for name, value in live.items()}
+    # What a module keeps as extra state is not remembered: it comes as new values each time.
+    if list(map(id, own.values())) == list(map(id, values)):
+        cache.sections[prefix] = Section(names, hold(values), encoded, list(own))
+    tensors.update(own)
+    return encoded
 
 
 class ModuleRestoration:
@@ -78,13 +93,21 @@ class ModuleRestoration:
         owner: What messages call it, such as "the model".
         encoded: What `capture_module` made.
         entries: The checkpoint's tensors.
+        may_widen: Take bfloat16 for float32 and the like, which is exact: a DeepSpeed engine keeps what does not train
+            in the type of its forward pass.
 
     Raises:
         CheckpointMismatchError: Names, shapes or element types differ.
     """
 
     def __init__(
-        self, module: nn.Module, owner: str, encoded: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+        self,
+        module: nn.Module,
+        owner: str,
+        encoded: Mapping[str, Any],
+        entries: Mapping[str, TensorEntry],
+        *,
+        may_widen: bool = False,
     ) -> None:
         self._module = unwrapped(module)
         self._encoded = encoded
@@ -92,7 +115,7 @@ class ModuleRestoration:
         compare_names(owner, list(encoded), list(self._live))
         self._tensors = {name: value for name, value in self._live.items() if isinstance(value, torch.Tensor)}
         for name, tensor in self._tensors.items():
-            _check_fits(f"{owner}'s {name!r}", tensor, _entry(encoded[name], entries))
+            _check_fits(f"{owner}'s {name!r}", tensor, _entry(encoded[name], entries), may_widen=may_widen)
 
     def templates(self) -> dict[str, torch.Tensor]:
         """For each tensor to read, the tensor whose local part is wanted."""
@@ -117,15 +140,28 @@ def _entry(encoded: Any, entries: Mapping[str, TensorEntry]) -> TensorEntry | No
     return entries.get(cast(str, name))
 
 
-def _check_fits(what: str, tensor: torch.Tensor, entry: TensorEntry | None) -> None:
+def _check_fits(what: str, tensor: torch.Tensor, entry: TensorEntry | None, *, may_widen: bool) -> None:
     if is_lazy(tensor) or tensor.is_meta:
         raise mismatch(
             f"{what} has no memory yet (it is lazy or on the meta device).",
             cure="Materialise the model first: model.to_empty(device=...), or one forward for lazy modules.",
         )
+    if tensor.layout is torch.strided and any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    ):
+        raise mismatch(
+            f"{what} has elements that share memory (it was made by expand()), which cannot be loaded in place.",
+            cure="Give it memory of its own: register tensor.clone() or tensor.contiguous().",
+        )
     if entry is None:
         raise mismatch(f"{what} is a tensor, but not in the checkpoint.")
     if entry.shape != tuple(tensor.shape):
         raise mismatch(f"{what} has the shape {list(tensor.shape)}, but {list(entry.shape)} in the checkpoint.")
-    if DTYPES[entry.dtype] != tensor.dtype:
-        raise mismatch(f"{what} is {tensor.dtype}, but {DTYPES[entry.dtype]} in the checkpoint.")
+    saved = DTYPES[entry.dtype]
+    if saved != tensor.dtype and not (may_widen and widens(saved, tensor.dtype)):
+        raise mismatch(f"{what} is {tensor.dtype}, but {saved} in the checkpoint.")
+
+
+def widens(narrow: torch.dtype, wide: torch.dtype) -> bool:
+    """Whether every number of one floating-point type is one of the other too."""
+    return narrow.is_floating_point and wide.is_floating_point and torch.promote_types(narrow, wide) == wide

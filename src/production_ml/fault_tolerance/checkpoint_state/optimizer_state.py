@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.boxes import from_local
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Section, hold
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
 
 _NOT_OPTIONS: Final = ("params", "param_names")
 
 
 def named_parameters(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Per group, its parameters and their names; one that is not in the model is named by its place."""
+    """Per group, its parameters and their names; one that is not in the model is named by its place.
+
+    Raises:
+        CheckpointWriteError: It is a ZeroRedundancyOptimizer: what it shows as its state is empty.
+    """
+    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
+        raise CheckpointWriteError(
+            "The optimizer is a ZeroRedundancyOptimizer, of whose state each rank holds another part under no name.",
+            cure="Shard model and optimizer with torch.distributed.fsdp.fully_shard (FSDP2) instead.",
+        )
     for number, group in enumerate(optimizer.param_groups):
         yield [
             (names.get(id(parameter), f"#{number}.{index}"), parameter)
@@ -27,7 +38,11 @@ def named_parameters(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator
 
 
 def capture_optimizer(
-    optimizer: Optimizer, names: Mapping[int, str], prefix: str, tensors: dict[str, torch.Tensor]
+    optimizer: Optimizer,
+    names: Mapping[int, str],
+    prefix: str,
+    tensors: dict[str, torch.Tensor],
+    cache: CaptureCache,
 ) -> dict[str, Any]:
     """The JSON form of an optimizer's state; its tensors are put into `tensors` as `<prefix>.<key>.<parameter>`.
 
@@ -39,18 +54,46 @@ def capture_optimizer(
         names: Names of parameters by `id`.
         prefix: The beginning of the tensors' names.
         tensors: Where its tensors are put.
+        cache: What was captured before.
     """
-    groups, state = [], {}
-    for number, named in enumerate(named_parameters(optimizer, names)):
-        options = {key: value for key, value in optimizer.param_groups[number].items() if key not in _NOT_OPTIONS}
-        encoded = encode_tree(options, f"{prefix}.group{number}", tensors)
-        groups.append({"params": [name for name, _ in named], "options": encoded})
-        for name, parameter in named:
-            held = optimizer.state.get(parameter)
-            if held:
-                items = held.items()
-                state[name] = {key: encode_tree(value, f"{prefix}.{key}.{name}", tensors) for key, value in items}
+    own: dict[str, torch.Tensor] = {}
+    members, state = _capture_parameters(optimizer, names, prefix, own, cache)
+    groups = []
+    for number, (group, params) in enumerate(zip(optimizer.param_groups, members, strict=True)):
+        options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
+        groups.append({"params": params, "options": encode_tree(options, f"{prefix}.group{number}", own)})
+    tensors.update(own)
     return {"class": _class_name(optimizer), "groups": groups, "state": state}
+
+
+def _capture_parameters(
+    optimizer: Optimizer, names: Mapping[int, str], prefix: str, own: dict[str, torch.Tensor], cache: CaptureCache
+) -> tuple[list[list[str]], dict[str, Any]]:
+    """The parameters' names by group, and their state by name."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    # get(), for the state is a defaultdict; the names of parameters are places too: another model may name them anew.
+    held = [optimizer.state.get(parameter) or {} for parameter in parameters]
+    places = (
+        [len(group["params"]) for group in optimizer.param_groups],
+        [names.get(id(parameter)) for parameter in parameters],
+        [len(items) for items in held],
+        [key for items in held for key in items],
+    )
+    values = [value for items in held for value in items.values()]
+    known = cache.sections.get(prefix)
+    if known is not None and known.is_unchanged(places, [*parameters, *values]):
+        own.update(zip(known.names, (value for value in values if isinstance(value, torch.Tensor)), strict=True))
+        return cast(tuple[list[list[str]], dict[str, Any]], known.encoded)
+    members, state = [], {}
+    for named in named_parameters(optimizer, names):
+        members.append([name for name, _ in named])
+        for name, parameter in named:
+            items = optimizer.state.get(parameter)
+            if items:
+                state[name] = {key: encode_tree(value, f"{prefix}.{key}.{name}", own) for key, value in items.items()}
+    if all(isinstance(value, torch.Tensor | int | float | None) for value in values):
+        cache.sections[prefix] = Section(places, hold([*parameters, *values]), (members, state), list(own))
+    return members, state
 
 
 class OptimizerRestoration:
@@ -128,7 +171,9 @@ class OptimizerRestoration:
         if len(saved) != len(current):
             raise mismatch(f"{owner} has {len(current)} parameter groups, but {len(saved)} in the checkpoint.")
         for number, (group, named) in enumerate(zip(saved, current, strict=True)):
-            compare_names(f"{owner}'s group {number}", group["params"], [name for name, _ in named])
+            # DeepSpeed leaves out of its groups what does not train.
+            expected = [name for name, parameter in named if parameter.requires_grad or name in group["params"]]
+            compare_names(f"{owner}'s group {number}", group["params"], expected)
 
 
 def _class_name(optimizer: Optimizer) -> str:

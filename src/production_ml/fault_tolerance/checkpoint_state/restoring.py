@@ -14,10 +14,15 @@ from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, from_local, local_box, whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
-from production_ml.fault_tolerance.checkpoint_state.capture import Stateful, check_extra_names
+from production_ml.fault_tolerance.checkpoint_state.capture import check_extra_names
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_engine import check_is_own
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine, is_partitioned
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_restoring import EngineRestoration
 from production_ml.fault_tolerance.checkpoint_state.mismatch import mismatch
 from production_ml.fault_tolerance.checkpoint_state.module_state import ModuleRestoration, live_state, parameter_names
 from production_ml.fault_tolerance.checkpoint_state.optimizer_state import OptimizerRestoration
+from production_ml.fault_tolerance.checkpoint_state.per_rank import RankRestoration
+from production_ml.fault_tolerance.checkpoint_state.stateful import Stateful
 
 
 class _Part(Protocol):
@@ -57,20 +62,29 @@ class Restoration:
     """A plan for one checkpoint: which boxes this rank reads, and what is done with them once they are verified."""
 
     def __init__(
-        self, manifest: Manifest, parts: list[_Part], read_for_parts: set[str], in_place: Mapping[str, Any]
+        self,
+        manifest: Manifest,
+        parts: list[_Part],
+        ranks: RankRestoration,
+        read_for_parts: set[str],
+        in_place: Mapping[str, Any],
     ) -> None:
         self._extras = {
             name: extra["value"] for name, extra in manifest.values["extra"].items() if name not in in_place
         }
         self._in_place = in_place
         self._parts = parts
+        self._ranks = ranks
         templates = {name: tensor for part in parts for name, tensor in part.templates().items()}
-        extras = set(tensor_names(list(self._extras.values())))
+        wanted = read_for_parts | ranks.wanted() | set(tensor_names(list(self._extras.values())))
         self.boxes: dict[str, Box] = {
-            name: local_box(templates[name]) if name in templates else whole(manifest.tensors[name].shape)
-            for name in manifest.tensors
-            if name in read_for_parts or name in extras
+            name: local_box(templates[name]) if name in templates else whole(entry.shape)
+            for name, entry in manifest.tensors.items()
+            if name in wanted
         }
+        for part in parts:
+            if isinstance(part, EngineRestoration):
+                self.boxes.update(part.boxes)
 
     def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Give every object its state.
@@ -86,15 +100,34 @@ class Restoration:
         Raises:
             CheckpointMismatchError: An object refuses its state.
         """
+        of_ranks = self._ranks.apply(tensors)
         for part in self._parts:
             part.apply(tensors)
-        return {**{name: decode_tree(value, tensors) for name, value in self._extras.items()}, **self._in_place}
+        extras = {name: decode_tree(value, tensors) for name, value in self._extras.items()}
+        self._ranks.apply_random(tensors)
+        return {**extras, **self._in_place, **of_ranks}
 
 
 def plan_restoration(
-    manifest: Manifest, model: nn.Module, optimizer: Optimizer | None, extra: Mapping[str, Any]
+    manifest: Manifest,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    extra: Mapping[str, Any],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    random_state: bool = True,
 ) -> Restoration:
     """Find out whether a checkpoint fits, touching nothing.
+
+    Args:
+        manifest: The checkpoint's.
+        model: Gets the model's state.
+        optimizer: Gets the optimizer's state; where there is none, that is not read.
+        extra: Objects that get the state of their name.
+        rank: This rank.
+        world_size: The number of ranks that load together.
+        random_state: Restore this rank's random generators too.
 
     Raises:
         CheckpointMismatchError: It does not; the message names the parameter and both shapes.
@@ -102,17 +135,25 @@ def plan_restoration(
     """
     check_extra_names(extra)
     values = manifest.values
-    names = parameter_names(live_state(model))
-    parts: list[_Part] = [_extra_part(manifest, name, target, names) for name, target in extra.items()]
-    read = set(tensor_names([values["extra"][name]["value"] for name in extra]))
+    ranks = RankRestoration(manifest, extra, rank=rank, world_size=world_size, random_state=random_state)
+    shared = {name: target for name, target in extra.items() if name not in ranks.names}
+    is_partitioned_engine = is_engine(model) and is_partitioned(model)
+    names = {} if is_partitioned_engine else parameter_names(live_state(model))
+    parts: list[_Part] = [_extra_part(manifest, name, target, names) for name, target in shared.items()]
+    read = set(tensor_names([values["extra"][name]["value"] for name in shared]))
+    if is_partitioned_engine:
+        check_is_own(model, optimizer)
+        parts.append(EngineRestoration(model, values, manifest.tensors))
+        return Restoration(manifest, parts, ranks, read, shared)
     if optimizer is not None:
         if values["optimizer"] is None:
             raise mismatch("The checkpoint was saved without an optimizer.", cure="Call load_latest(model) alone.")
         parts.append(OptimizerRestoration(optimizer, "the optimizer", names, values["optimizer"], manifest.tensors))
         read.update(tensor_names(values["optimizer"]))
-    parts.append(ModuleRestoration(model, "the model", values["model"], manifest.tensors))
+    is_of_engine = "engine" in values
+    parts.append(ModuleRestoration(model, "the model", values["model"], manifest.tensors, may_widen=is_of_engine))
     read.update(tensor_names(values["model"]))
-    return Restoration(manifest, parts, read, extra)
+    return Restoration(manifest, parts, ranks, read, shared)
 
 
 def _extra_part(manifest: Manifest, name: str, target: Any, names: Mapping[int, str]) -> _Part:

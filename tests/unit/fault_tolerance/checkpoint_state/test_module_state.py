@@ -10,6 +10,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from production_ml.core.errors import CheckpointMismatchError
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES
+from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 from production_ml.fault_tolerance.checkpoint_state.module_state import (
     ModuleRestoration,
     capture_module,
@@ -27,7 +29,7 @@ def entries_of(tensors: dict[str, torch.Tensor]) -> dict[str, TensorEntry]:
 
 def captured(module: nn.Module):
     tensors: dict[str, torch.Tensor] = {}
-    encoded = capture_module(live_state(module), "model", tensors)
+    encoded = capture_module(live_state(module), "model", tensors, CaptureCache())
     return encoded, {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
@@ -100,3 +102,29 @@ def test_a_module_that_does_not_fit_is_refused_by_name_when_the_plan_is_made(oth
 
     with pytest.raises(CheckpointMismatchError, match=message):
         restore(other, encoded, tensors)
+
+
+def test_a_buffer_whose_elements_share_memory_is_refused_before_anything_is_loaded():
+    def build() -> nn.Module:
+        module = nn.Linear(2, 2)
+        module.register_buffer("spread", torch.zeros(1).expand(3))
+        return module
+
+    encoded, tensors = captured(build())
+
+    with pytest.raises(CheckpointMismatchError, match=r"'spread' has elements that share memory"):
+        restore(build(), encoded, tensors)
+
+
+def test_a_wider_type_takes_a_narrower_one_exactly_where_that_is_asked_for():
+    encoded, tensors = captured(nn.Linear(2, 3, dtype=torch.bfloat16))
+    target = nn.Linear(2, 3)
+
+    ModuleRestoration(target, "the model", encoded, entries_of(tensors), may_widen=True).apply(tensors)
+
+    assert target.weight.dtype == torch.float32
+    assert torch.equal(target.weight, tensors["model.weight"].float())
+    wide, wide_tensors = captured(nn.Linear(2, 3))
+    narrow = nn.Linear(2, 3, dtype=torch.bfloat16)
+    with pytest.raises(CheckpointMismatchError, match=r"'weight' is torch.bfloat16, but torch.float32"):
+        ModuleRestoration(narrow, "the model", wide, entries_of(wide_tensors), may_widen=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from production_ml.core.errors import CheckpointMismatchError
+from production_ml.fault_tolerance.checkpoint_state.per_rank import RankRestoration
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.newest_good import search
 
@@ -20,7 +21,7 @@ def three_steps(directory, commit_step):
 
 
 def everything(manifest) -> Restoration:
-    return Restoration(manifest, [], {"x"}, {})
+    return Restoration(manifest, [], RankRestoration(manifest, {}, rank=0, world_size=1), {"x"}, {})
 
 
 def damage(directory, step: int) -> None:
