@@ -21,7 +21,7 @@ from torch import nn
 
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES
 from production_ml.fault_tolerance.checkpoint_state import Captured, capture, plan_restoration
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 

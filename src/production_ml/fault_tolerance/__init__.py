@@ -12,12 +12,17 @@ from production_ml.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from production_ml.fault_tolerance.checkpoint_manager import CheckpointManager
+    from production_ml.fault_tolerance.checkpoint_state.per_rank import PerRank, RankStates
+    from production_ml.fault_tolerance.checkpoint_state.random_state import RandomState
     from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
 
-__all__ = ["CheckpointManager", "ResumeState"]
+__all__ = ["CheckpointManager", "PerRank", "RandomState", "RankStates", "ResumeState"]
 
 _HOMES: Final = {
     "CheckpointManager": "production_ml.fault_tolerance.checkpoint_manager",
+    "PerRank": "production_ml.fault_tolerance.checkpoint_state.per_rank",
+    "RandomState": "production_ml.fault_tolerance.checkpoint_state.random_state",
+    "RankStates": "production_ml.fault_tolerance.checkpoint_state.per_rank",
     "ResumeState": "production_ml.fault_tolerance.checkpoint_state.resume_state",
 }
 

@@ -208,7 +208,7 @@ class CheckpointManager:
         rank, world_size = rank_and_world_size()
 
         def plan(manifest: Manifest) -> Restoration:
-            return plan_restoration(manifest, model, optimizer, extra)
+            return plan_restoration(manifest, model, optimizer, extra, rank=rank, world_size=world_size)
 
         found = search(self._directory, plan, rank=rank, world_size=world_size, verify=self._verify)
         if rank == 0:

@@ -10,8 +10,8 @@ import torch
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.pieces import rows_around, run_within
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPES
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, tensor_names
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.checkpoint_state.deepspeed_engine import COUNTERS, LOSS_SCALE, engine_state
 from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import (
     Fragment,

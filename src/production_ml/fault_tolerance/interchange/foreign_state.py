@@ -12,6 +12,7 @@ import torch
 from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.checkpoint_format.state_tree import encode_tree
 from production_ml.fault_tolerance.checkpoint_state.capture import RESERVED_NAMES
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 from production_ml.fault_tolerance.checkpoint_state.module_state import capture_module
 from production_ml.fault_tolerance.interchange.optimizer_forms import encode_optimizer, is_optimizer_state
 from production_ml.fault_tolerance.interchange.whole_state import ORIGIN
@@ -64,7 +65,7 @@ def sort_state(state: Mapping[str, Any], config: ImportConfig) -> SortedState:
     rest = {key: value for key, value in state.items() if key != ORIGIN}
     model = _take_model(rest, config)
     found = SortedState({"model": {}, "optimizer": None, "extra": {}}, {}, step=_take_step(rest))
-    found.values["model"] = capture_module(_renamed(model, config.strip_prefix), "model", found.tensors)
+    found.values["model"] = capture_module(_renamed(model, config.strip_prefix), "model", found.tensors, CaptureCache())
     found.metrics = _take_metrics(rest)
     if config.model_only:
         return found
@@ -165,7 +166,7 @@ def _extra(name: str, value: Any, origin: Mapping[str, Any], found: SortedState)
     kind = origin.get("extra_kinds", {}).get(name, "value")
     prefix = f"extra.{name}"
     if kind == "module" and isinstance(value, Mapping):
-        return {"kind": kind, "value": capture_module(value, prefix, found.tensors)}
+        return {"kind": kind, "value": capture_module(value, prefix, found.tensors, CaptureCache())}
     if kind == "optimizer" and is_optimizer_state(value):
         encoded = encode_optimizer(value, origin["optimizer_classes"][name], prefix, found.tensors)
         if encoded is not None:

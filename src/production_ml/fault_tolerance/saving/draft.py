@@ -6,7 +6,7 @@ import contextlib
 import operator
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace, Claim
-from production_ml.fault_tolerance.checkpoint_state.capture import capture
+from production_ml.fault_tolerance.checkpoint_state.capture import Captured, capture
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 from production_ml.fault_tolerance.saving.order import SaveOrder, write_error
 from production_ml.fault_tolerance.saving.save_in_flight import report_failure
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlan, ShardPlanner
@@ -67,6 +68,7 @@ class Drafting:
     world_size: int
     admits: Callable[[int, int], bool] | None = None
     """Rank 0's: whether there is room for a step of so many bytes; None where nobody can tell."""
+    cache: CaptureCache = field(default_factory=CaptureCache)
 
     def plan(self, inputs: SaveInputs) -> ShardPlan:
         """What this rank would write.
@@ -74,7 +76,11 @@ class Drafting:
         Raises:
             CheckpointWriteError: Something cannot be saved.
         """
-        return self.planner.plan(capture(inputs.model, inputs.optimizer, inputs.extra).tensors)
+        return self._capture(inputs)[1]
+
+    def _capture(self, inputs: SaveInputs) -> tuple[Captured, ShardPlan]:
+        captured = capture(inputs.model, inputs.optimizer, inputs.extra, rank=self.rank, cache=self.cache)
+        return captured, self.planner.plan(captured.tensors, captured.own_pieces(), captured.layout)
 
     def prepare(self, plan: ShardPlan) -> None:
         """Have the memory for a plan ready before it is needed.
@@ -101,8 +107,7 @@ class Drafting:
         lock: Claim | None = None
         save_id = secrets.token_hex(8)
         try:
-            captured = capture(inputs.model, inputs.optimizer, inputs.extra)
-            plan = self.planner.plan(captured.tensors)
+            captured, plan = self._capture(inputs)
             self._check_room(step, plan)
             lock = self.directory.begin(step, save_id) if self.rank == 0 else None
             transfer = self.staging.begin(plan, deferrable)
@@ -113,7 +118,10 @@ class Drafting:
                 with contextlib.suppress(OSError):
                     self.directory.abandon(self.directory.incomplete(step, save_id))
                 lock.release()
-            raise self._told(step, problem) from problem
+            told = self._told(step, problem)
+            if told is problem:
+                raise  # an error that is its own cause would be a circle
+            raise told from problem
         order = SaveOrder(
             directory=self.directory,
             step=step,
@@ -122,7 +130,7 @@ class Drafting:
             world_size=self.world_size,
             metrics=metrics,
             values=captured.values if self.rank == 0 else None,
-            rank_values=None,
+            rank_values=captured.rank_values,
             contents=plan.contents,
         )
         return SaveDraft(order, transfer, lock, plan.fingerprint)

@@ -61,6 +61,8 @@ def full_disk_error(problem: BaseException) -> OSError | None:
 
 
 def _causes(problem: BaseException | None) -> Iterator[BaseException]:
-    while problem is not None:
+    seen: list[BaseException] = []
+    while problem is not None and problem not in seen:
+        seen.append(problem)
         yield problem
         problem = problem.__cause__

@@ -86,7 +86,8 @@ class Saver:
             handle.remove()
             self._prepare(SaveInputs(model, optimizer, 0, {}, {}))
 
-        handle = optimizer.register_step_post_hook(prepare)
+        if _has_hooks(optimizer):  # DeepSpeed's has none
+            handle = optimizer.register_step_post_hook(prepare)
 
     def join(self) -> None:
         """Return when no save is under way; how it ended is told by the next call that may raise."""

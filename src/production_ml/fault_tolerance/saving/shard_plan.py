@@ -19,7 +19,9 @@ from production_ml.fault_tolerance.checkpoint_format.boxes import (
     local_box,
     local_data,
 )
+from production_ml.fault_tolerance.checkpoint_format.pieces import Piece
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import dtype_name
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import Layout
 from production_ml.fault_tolerance.saving.order import Holding, ShardContents
 from production_ml.storage.hashing import hash_bytes
 
@@ -51,6 +53,11 @@ class _Known:
     box: Box | None
     """None where another rank writes it."""
     data: torch.Tensor
+    name: str
+    """Of the whole tensor, of which this may be a piece under a key of its own."""
+    whole_shape: tuple[int, ...]
+    is_own: bool
+    """Whether it is this rank's alone, so that other ranks know nothing of it."""
 
     def is_true_of(self, tensor: torch.Tensor) -> bool:
         """Whether nothing has changed; asked of every tensor at every save, so it is brief."""
@@ -81,22 +88,38 @@ class ShardPlanner:
         self._rank = rank
         self._known: dict[str, _Known] = {}
         self._plan = ShardPlan(ShardContents.of(()), {}, {}, "")
+        self._layout: Layout | None = None
         self._shared: set[str] = set()
         """The keys under which several names stand, and those names."""
 
-    def plan(self, tensors: Mapping[str, torch.Tensor]) -> ShardPlan:
+    def plan(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        pieces: Mapping[str, Piece] | None = None,
+        layout: Layout | None = None,
+    ) -> ShardPlan:
         """Choose this rank's boxes. Plain tensors are the same on all ranks, and rank 0's are the ones that count.
+
+        Args:
+            tensors: What all ranks know by the same names.
+            pieces: What this rank alone has, by the key to write it under.
+            layout: Of `tensors`; where it is the one of the plan before, none of them is looked at again.
 
         Raises:
             CheckpointWriteError: A tensor cannot be saved; the message names it.
         """
         before = self._known
+        pieces = pieces or {}
+        own = {key: piece.data for key, piece in pieces.items()}
+        to_look_at = own if layout is not None and layout is self._layout else {**tensors, **own}
+        self._layout = layout
+        tensors = {**tensors, **own}
         changed = [
             name
-            for name, tensor in tensors.items()
+            for name, tensor in to_look_at.items()
             if (known := before.get(name)) is None or not known.is_true_of(tensor)
         ]
-        looked_at = {name: self._look_at(name, tensors[name]) for name in changed}
+        looked_at = {name: self._look_at(name, tensors[name], pieces.get(name)) for name in changed}
         if len(before) == len(tensors) and all(self._is_alike(name, known) for name, known in looked_at.items()):
             # New tensors in the places of old ones, as the state of a random generator is at each save.
             before.update(looked_at)
@@ -108,12 +131,15 @@ class ShardPlanner:
         self._plan = self._plan_anew()
         return self._plan
 
-    def _look_at(self, name: str, tensor: torch.Tensor) -> _Known:
+    def _look_at(self, name: str, tensor: torch.Tensor, piece: Piece | None) -> _Known:
         dtype = _check_writable(name, tensor)
         # The attribute and not to_local(), which makes a new tensor each time.
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        place = local.data_ptr(), local.shape, local.stride(), dtype
+        if piece is not None:
+            return _Known(tensor, local, *place, piece.box, local_data(tensor), piece.name, piece.shape, is_own=True)
         box = local_box(tensor) if self._is_mine(tensor) else None
-        return _Known(tensor, local, local.data_ptr(), local.shape, local.stride(), dtype, box, local_data(tensor))
+        return _Known(tensor, local, *place, box, local_data(tensor), name, tuple(tensor.shape), is_own=False)
 
     def _is_alike(self, name: str, known: _Known) -> bool:
         """Whether a changed tensor takes the same place in the shard as the one before it."""
@@ -121,7 +147,7 @@ class ShardPlanner:
         return (
             before is not None
             and name not in self._shared
-            and (before.dtype, before.box, before.tensor.shape) == (known.dtype, known.box, known.tensor.shape)
+            and (before.dtype, before.box, before.whole_shape) == (known.dtype, known.box, known.whole_shape)
         )
 
     def _plan_anew(self) -> ShardPlan:
@@ -136,8 +162,8 @@ class ShardPlanner:
             key = keys.setdefault(known.place, name) if known.data.numel() else name
             if key != name:
                 self._shared.update((key, name))
-            shape = tuple(known.tensor.shape)
-            holdings.append(Holding(name, key, known.dtype, shape, known.box.offsets, known.box.shape))
+            box = known.box
+            holdings.append(Holding(known.name, key, known.dtype, known.whole_shape, box.offsets, box.shape))
             if key not in data:
                 data[key], owners[key] = known.data, known.tensor
         return ShardPlan(ShardContents.of(tuple(holdings)), data, owners, self._fingerprint())
@@ -149,7 +175,7 @@ class ShardPlanner:
         described = (
             f"{name} {known.dtype} {tuple(known.tensor.shape)}"
             for name, known in self._known.items()
-            if not name.startswith("extra.") or isinstance(known.tensor, DTensor)
+            if not known.is_own and (not name.startswith("extra.") or isinstance(known.tensor, DTensor))
         )
         return hash_bytes("\n".join(described).encode())
 

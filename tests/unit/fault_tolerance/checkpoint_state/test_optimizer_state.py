@@ -11,7 +11,6 @@ from torch import nn
 from production_ml.core.errors import CheckpointMismatchError
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 from production_ml.fault_tolerance.checkpoint_state.module_state import live_state, parameter_names
 from production_ml.fault_tolerance.checkpoint_state.optimizer_state import OptimizerRestoration, capture_optimizer

@@ -12,7 +12,7 @@ from torch import nn
 from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.checkpoint_format.boxes import whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
-from production_ml.fault_tolerance.checkpoint_format.shard_file import DTYPE_NAMES
+from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
 from production_ml.fault_tolerance.checkpoint_state.per_rank import PerRank, RankStates
 from production_ml.fault_tolerance.checkpoint_state.random_state import RandomState

@@ -11,6 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from production_ml.fault_tolerance.saving.shard_writer import write_shard
 
 from production_ml.fault_tolerance.checkpoint_format.blocks import block_hashes
 from production_ml.fault_tolerance.checkpoint_format.element_types import stored_form
@@ -18,7 +19,6 @@ from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BY
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES, DTYPES, as_bytes
 from production_ml.fault_tolerance.saving import shard_writer
 from production_ml.fault_tolerance.saving.image import ShardImage
-from production_ml.fault_tolerance.saving.shard_writer import write_shard
 from production_ml.storage.hashing import hash_bytes
 
 
