@@ -23,6 +23,9 @@ from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
 from production_ml.fault_tolerance.loading.damage_report import describe
 from production_ml.fault_tolerance.loading.newest_good import Search, apply_on_all, search
+from production_ml.fault_tolerance.memory_copies.found import NOTHING_FOUND, find_copies
+from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
+from production_ml.fault_tolerance.memory_copies.record import copy_name
 from production_ml.fault_tolerance.retention import KeepBest, KeepLast, Pruning
 from production_ml.fault_tolerance.saving.draft import SaveInputs
 from production_ml.fault_tolerance.saving.order import write_error
@@ -46,6 +49,10 @@ class CheckpointManager:
         best_metric: The name in `metrics`; a checkpoint where it is missing or NaN is never the best.
         best_mode: Whether the least or the greatest is best.
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
+        memory_copies: How many of the newest steps, saved by `save` or `save_to_memory`, are kept in memory as well. A
+            process beside each rank keeps them while the launcher lives, so that a worker that crashed resumes from the
+            newest in memory. It takes one more image of the rank's share of the state than steps are kept. Without a
+            launcher nobody comes after the script, and they end with it.
 
     Raises:
         ConfigError: An argument has a value that cannot work.
@@ -61,12 +68,16 @@ class CheckpointManager:
         best_metric: str = "loss",
         best_mode: Literal["min", "max"] = "min",
         asynchronous: bool = True,
+        memory_copies: int = 0,
     ) -> None:
         keep_last, keep_best = KeepLast(n=keep_last_n), KeepBest(metric=best_metric, mode=best_mode)
         self._directory = CheckpointDirectory(_prepared(checkpoint_dir))
         self._pruning = Pruning(self._directory, [keep_last, keep_best] if save_best else [keep_last])
         self._best_metric = best_metric if save_best else None
-        self._saver = Saver(self._directory, asynchronous=asynchronous, on_commit=self._follow_up)
+        self._memory_copies = _checked_copies(memory_copies)
+        self._saver = Saver(
+            self._directory, asynchronous=asynchronous, on_commit=self._follow_up, memory_copies=memory_copies
+        )
 
     def save(
         self,
@@ -99,8 +110,33 @@ class CheckpointManager:
         metrics = self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state))
         self._warn_of_missing_metric(metrics)
 
+    def save_to_memory(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        step: int,
+        metrics: Mapping[str, Any] | None = None,
+        **extra_state: Any,
+    ) -> None:
+        """Save the state as it is now, but in memory alone.
+
+        After a crash of a worker the steps since then are redone, after one of the machine those since the last `save`.
+        It takes training as long as `save` does, and needs no disk: call it often, and `save` seldom. Arguments and
+        rules are those of `save`.
+
+        Raises:
+            ConfigError: `memory_copies` is 0; or as `save`.
+            CheckpointWriteError: As `save`; or the memory for it is not there.
+            CheckpointError: As `save`.
+        """
+        if not self._memory_copies:
+            cure = "Make the manager with CheckpointManager(..., memory_copies=2), say."
+            raise ConfigError("memory_copies", 0, "save_to_memory() has nowhere to keep the state", cure=cure)
+        self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state), on_disk=False)
+
     def load_latest(self, model: nn.Module, optimizer: Optimizer | None = None, **extra: Any) -> ResumeState:
-        """Load the newest checkpoint that is good on all ranks. Every rank has to call it.
+        """Load the newest checkpoint that is good on all ranks, from memory or disk. Every rank has to call it.
 
         Every byte is verified before the model, the optimizer or an extra is touched. Damaged checkpoints are moved to
         `quarantine/` and told of in a warning. Where none is good, training starts from step 0, with a loud warning,
@@ -130,16 +166,22 @@ class CheckpointManager:
         def plan(manifest: Manifest) -> Restoration:
             return plan_restoration(manifest, model, optimizer, extra)
 
-        found = search(self._directory, plan, rank=rank, world_size=world_size)
+        copies = find_copies(MeetingPlace.of(self._directory.path)) if self._memory_copies else NOTHING_FOUND
+        found = search(self._directory, plan, rank=rank, world_size=world_size, copies=copies)
         if rank == 0:
             self._set_damaged_aside(found)
-        damaged = [damage for step_damage in found.damaged.values() for damage in step_damage]
+            self._report_damaged_copies(found)
+        by_place = (*found.damaged_copies.values(), *found.damaged.values())
+        damaged = [damage for damage_there in by_place for damage in damage_there]
+        resumed_step = 0 if found.newest_good is None else found.newest_good.manifest.step
+        self._saver.forget(copies.forget_all_but(resumed_step, found.damaged_copies))
         if found.newest_good is None:
             return ResumeState({"step": 0, "metrics": {}}, damaged)
         manifest = found.newest_good.manifest
         extras = apply_on_all(found.newest_good)
         if rank == 0:
-            self._report_loaded(manifest.step, SYSTEM_CLOCK.monotonic_seconds() - started_seconds)
+            duration_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
+            self._report_loaded(manifest.step, found.newest_good.source, duration_seconds)
         return ResumeState({"step": manifest.step, "metrics": dict(manifest.metrics), **extras}, damaged)
 
     def wait(self) -> None:
@@ -202,12 +244,50 @@ class CheckpointManager:
             _LOG.warning("%s: cannot be moved to quarantine (%s)", self._directory.committed(step), problem.strerror)
             return None
 
-    def _report_loaded(self, step: int, duration_seconds: float) -> None:
-        path = str(self._directory.committed(step))
-        message = f"Resuming from step {step} ({path})"
-        log_event(_LOG, "checkpoint_loaded", message, step=step, duration_seconds=duration_seconds, path=path)
+    def _report_damaged_copies(self, found: Search) -> None:
+        resumed_step = found.newest_good.manifest.step if found.newest_good else 0
+        for damage in found.damaged_copies.values():
+            first = damage[0]
+            log_event(
+                _LOG,
+                "checkpoint_damaged",
+                f"{first}\nThe copy of step {first.step} in memory is passed over. Resuming from step {resumed_step}.\n"
+                "Memory that flips bits damages training too: look for corrected and uncorrected errors (edac-util, "
+                "rasdaemon).",
+                level=logging.WARNING,
+                step=first.step,
+                file=first.file,
+                tensor=first.tensor,
+                problem=first.problem,
+                quarantined_to=None,
+            )
+
+    def _report_loaded(self, step: int, source: str, duration_seconds: float) -> None:
+        path = str(self._directory.committed(step)) if source == "disk" else copy_name(step)
+        where = path if source == "disk" else "in memory" if source == "memory" else "in another node's memory"
+        log_event(
+            _LOG,
+            "checkpoint_loaded",
+            f"Resuming from step {step} ({where})",
+            step=step,
+            source=source,
+            duration_seconds=duration_seconds,
+            path=path,
+        )
 
     def _follow_up(self, committed: Committed, duration_seconds: float, stall_seconds: float) -> None:
+        if not committed.on_disk:
+            log_event(
+                _LOG,
+                "checkpoint_kept",
+                f"Keeping step {committed.step} in memory",
+                level=logging.DEBUG,
+                step=committed.step,
+                duration_seconds=duration_seconds,
+                stall_seconds=stall_seconds,
+                size_bytes=committed.size_bytes,
+            )
+            return
         try:
             self._pruning.prune(just_committed=committed.step)
         finally:
@@ -231,6 +311,12 @@ class CheckpointManager:
                 self._best_metric,
             )
             self._best_metric = None  # said once
+
+
+def _checked_copies(memory_copies: Any) -> int:
+    if isinstance(memory_copies, bool) or not isinstance(memory_copies, int) or memory_copies < 0:
+        raise ConfigError("memory_copies", memory_copies, "must be a whole number of steps, or 0 for none")
+    return memory_copies
 
 
 def _prepared(checkpoint_dir: str | os.PathLike[str]) -> Path:

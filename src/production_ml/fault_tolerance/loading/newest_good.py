@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration
 from production_ml.fault_tolerance.loading.answers import answer, found_damage, raise_problems
 from production_ml.fault_tolerance.loading.reading import read_boxes
+from production_ml.fault_tolerance.memory_copies.found import NOTHING_FOUND, CopiedStep, FoundCopies
+from production_ml.fault_tolerance.memory_copies.visit import GoneError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class Verified:
     manifest: Manifest
     restoration: Restoration
     tensors: dict[str, torch.Tensor]
+    source: str = "disk"
+    """Or `memory`, or `peer` where a rank has read it from another node's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +40,46 @@ class Search:
 
     newest_good: Verified | None
     damaged: dict[int, list[Damage]]
-    """By step, newest first."""
+    """On disk, by step, newest first."""
+    damaged_copies: dict[str, list[Damage]] = field(default_factory=dict)
+    """In memory, by save."""
 
 
 def search(
-    directory: CheckpointDirectory, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int
+    directory: CheckpointDirectory,
+    plan: Callable[[Manifest], Restoration],
+    *,
+    rank: int,
+    world_size: int,
+    copies: FoundCopies = NOTHING_FOUND,
 ) -> Search:
-    """Find the newest checkpoint that is good on all ranks. Every rank has to call this.
+    """Find the newest checkpoint that is good on all ranks, in memory or on disk. Every rank has to call this.
 
     Args:
         directory: Where the checkpoints are.
         plan: Finds out whether a checkpoint fits, and what this rank reads of it.
         rank: This rank.
         world_size: The number of ranks that load together.
+        copies: What there is in memory; of the same step it is read before the disk.
 
     Raises:
         CheckpointMismatchError: The newest good one does not fit, on this rank or another.
         CheckpointError: The system refuses to read it.
     """
     damaged: dict[int, list[Damage]] = {}
+    damaged_copies: dict[str, list[Damage]] = {}
     gone: set[int] = set()
+    in_memory = deque(copies.steps)
     # Listed anew each time: a training that runs beside this process commits, replaces and prunes.
-    while steps := [step for step in _steps(directory, rank=rank) if step not in damaged]:
+    while (steps := [step for step in _steps(directory, rank=rank) if step not in damaged]) or in_memory:
+        if in_memory and in_memory[0].step >= max(steps, default=0):
+            copied = in_memory.popleft()
+            verified, found = _try_memory(copied, plan, rank=rank, world_size=world_size)
+            if verified is not None:
+                return Search(verified, damaged, damaged_copies)
+            if found:
+                damaged_copies[copied.save_id] = found
+            continue
         step = steps[-1]
         tried = _try(directory, step, plan, rank=rank, world_size=world_size)
         answers = gather_json({**answer(tried.problem), "is_gone": tried.is_gone}, call=f"load_latest of step {step}")
@@ -66,8 +90,24 @@ def search(
             damaged[step] = found
         else:
             raise_problems(tried.problem, answers)
-            return Search(tried.verified, damaged)
-    return Search(None, damaged)
+            return Search(tried.verified, damaged, damaged_copies)
+    return Search(None, damaged, damaged_copies)
+
+
+def _try_memory(
+    copied: CopiedStep, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int
+) -> tuple[Verified | None, list[Damage]]:
+    """Read a copy on all ranks; neither a checkpoint nor damage where a keeper ended meanwhile."""
+    tried = _try_copy(copied, plan, rank=rank, world_size=world_size)
+    told = {**answer(tried.problem), "is_gone": tried.is_gone, "is_from_peer": copied.is_from_peer}
+    answers = gather_json(told, call=f"load_latest of step {copied.step} in memory")
+    damage = found_damage(answers)
+    if damage or any(theirs["is_gone"] for theirs in answers):
+        return None, damage
+    raise_problems(tried.problem, answers)
+    assert tried.verified is not None  # noqa: S101 - where there is no problem, there is this
+    source = "peer" if any(theirs["is_from_peer"] for theirs in answers) else "memory"
+    return replace(tried.verified, source=source), []
 
 
 def apply_on_all(found: Verified) -> dict[str, Any]:
@@ -136,6 +176,21 @@ def _try(
         return _Tried(Verified(manifest, restoration, tensors))
     except DamagedCheckpointError as problem:
         return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)
+    except Exception as problem:  # noqa: BLE001 - as in apply_on_all
+        return _Tried(problem=problem)
+
+
+def _try_copy(copied: CopiedStep, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int) -> _Tried:
+    """The same for a copy in memory."""
+    try:
+        with contextlib.closing(copied):
+            manifest = copied.manifest()
+            restoration = plan(manifest)
+            boxes = restoration.boxes
+            tensors = read_boxes(copied.open_source, manifest, boxes, rank=rank, world_size=world_size)
+        return _Tried(Verified(manifest, restoration, tensors))
+    except GoneError:
+        return _Tried(is_gone=True)
     except Exception as problem:  # noqa: BLE001 - as in apply_on_all
         return _Tried(problem=problem)
 

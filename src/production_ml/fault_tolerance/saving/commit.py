@@ -6,12 +6,13 @@ Nothing here talks over the process group: it belongs to the training, which may
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
-from production_ml.fault_tolerance.checkpoint_format.manifest import MANIFEST_FILE, Manifest, read_save_id
+from production_ml.fault_tolerance.checkpoint_format.manifest import MANIFEST_FILE, FileEntry, Manifest, read_save_id
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
 from production_ml.fault_tolerance.saving.parts import (
     Part,
@@ -25,19 +26,22 @@ from production_ml.fault_tolerance.saving.parts import (
     write_part,
 )
 from production_ml.fault_tolerance.saving.patience import Patience
-from production_ml.fault_tolerance.saving.shard_writer import write_shard
+from production_ml.fault_tolerance.saving.shard_writer import complete_image, write_shard
 
 _LISTING_LAG_SECONDS: Final = 60.0
 """Over NFS the old name may be seen to go long before the new one is seen to come. Only a failed save waits for it."""
 
 
-def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest | None:
+def carry_out(
+    order: SaveOrder, image: memoryview, patience: Patience, on_part: Callable[[Part], None] = lambda _part: None
+) -> Manifest | None:
     """Write this rank's share of a checkpoint and stay until it is committed.
 
     Args:
         order: What to write.
         image: The memory of this rank's shard, laid out as the order says.
         patience: How long to wait for other ranks.
+        on_part: Gets what this rank's image holds as soon as that is known, also where the disk does not take it.
 
     Returns:
         The manifest on rank 0, None on the others.
@@ -47,8 +51,8 @@ def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manife
     """
     try:
         if order.rank == 0:
-            return _lead(order, image, patience)
-        _follow(order, image, patience)
+            return _lead(order, image, patience, on_part)
+        _follow(order, image, patience, on_part)
     except OSError as problem:
         what = f"The checkpoint of step {order.step} could not be written to {order.directory.path}"
         raise write_error(what, problem) from problem
@@ -64,9 +68,9 @@ def give_up(order: SaveOrder, problem: str) -> None:
             write_failure(order.written, order.rank, problem)
 
 
-def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
+def _lead(order: SaveOrder, image: memoryview, patience: Patience, on_part: Callable[[Part], None]) -> Manifest:
     try:
-        whole = merge_parts([_write_shard(order, image), *_await_parts(order, patience)])
+        whole = merge_parts([_write_shard(order, image, on_part), *_await_parts(order, patience)])
         for rank in range(1, order.world_size):
             (order.written / part_name(rank)).unlink()
         manifest = Manifest(
@@ -88,9 +92,9 @@ def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
     return manifest
 
 
-def _follow(order: SaveOrder, image: memoryview, patience: Patience) -> None:
+def _follow(order: SaveOrder, image: memoryview, patience: Patience, on_part: Callable[[Part], None]) -> None:
     try:
-        write_part(order.written, order.rank, _write_shard(order, image))
+        write_part(order.written, order.rank, _write_shard(order, image, on_part))
     except BaseException as problem:
         # The shard goes first: on a full disk it makes the room for the few bytes that tell rank 0.
         with contextlib.suppress(OSError):
@@ -101,12 +105,33 @@ def _follow(order: SaveOrder, image: memoryview, patience: Patience) -> None:
     _await_commit(order, patience)
 
 
-def _write_shard(order: SaveOrder, image: memoryview) -> Part:
-    rank_values = () if order.rank_values is None else (order.rank_values,)
+def complete_part(order: SaveOrder, image: memoryview) -> Part:
+    """Make an image a shard byte for byte, and say what it holds, without writing it anywhere."""
     if not order.contents.holdings:
-        return Part({}, {}, rank_values)
-    file, hashes = write_shard(order.written / shard_name(order.rank), image, order.contents.layout)
-    return replace(describe_part(order.rank, order.contents.holdings, file, hashes), rank_values=rank_values)
+        return Part({}, {}, _rank_values(order))
+    return _describe(order, *complete_image(image, order.contents.layout))
+
+
+def _write_shard(order: SaveOrder, image: memoryview, on_part: Callable[[Part], None]) -> Part:
+    if not order.contents.holdings:
+        part = Part({}, {}, _rank_values(order))
+        on_part(part)
+        return part
+
+    def on_hashed(file: FileEntry, hashes: Mapping[str, tuple[str, ...]]) -> None:
+        on_part(_describe(order, file, hashes))
+
+    path = order.written / shard_name(order.rank)
+    return _describe(order, *write_shard(path, image, order.contents.layout, on_hashed))
+
+
+def _describe(order: SaveOrder, file: FileEntry, hashes: Mapping[str, tuple[str, ...]]) -> Part:
+    part = describe_part(order.rank, order.contents.holdings, file, hashes)
+    return replace(part, rank_values=_rank_values(order))
+
+
+def _rank_values(order: SaveOrder) -> tuple[Any, ...]:
+    return () if order.rank_values is None else (order.rank_values,)
 
 
 def _await_parts(order: SaveOrder, patience: Patience) -> list[Part]:

@@ -63,6 +63,7 @@ class Drafting:
     staging: Staging
     rank: int
     world_size: int
+    on_disk: bool = True
 
     def draft(self, inputs: SaveInputs, deferrable: Collection[int]) -> SaveDraft:
         """Plan this rank's share, copy what must be copied now, and on rank 0 make the directory for all ranks.
@@ -81,7 +82,7 @@ class Drafting:
         try:
             captured = capture(inputs.model, inputs.optimizer, inputs.extra)
             plan = self.planner.plan(captured.tensors)
-            lock = self.directory.begin(step, save_id) if self.rank == 0 else None
+            lock = self.directory.begin(step, save_id) if self.rank == 0 and self.on_disk else None
             transfer = self.staging.begin(plan, deferrable)
         except BaseException as problem:
             if lock is not None:
@@ -99,6 +100,7 @@ class Drafting:
             values=captured.values if self.rank == 0 else None,
             rank_values=None,
             contents=plan.contents,
+            on_disk=self.on_disk,
         )
         return SaveDraft(order, transfer, lock, plan.fingerprint)
 
@@ -112,7 +114,7 @@ class Drafting:
         return problem
 
 
-def agree(draft: SaveDraft | None, problem: Exception | None) -> SaveDraft:
+def agree(draft: SaveDraft | None, problem: Exception | None, *, call: str = "save") -> SaveDraft:
     """Hear from all ranks whether this save can begin; either all go on or all raise.
 
     Raises:
@@ -121,7 +123,7 @@ def agree(draft: SaveDraft | None, problem: Exception | None) -> SaveDraft:
         Exception: This rank's own `problem`.
     """
     try:
-        answers = gather_json(_answer(draft, problem), call="save")
+        answers = gather_json(_answer(draft, problem), call=call)
         return _agreed(draft, problem, answers)
     except BaseException:
         if draft is not None:

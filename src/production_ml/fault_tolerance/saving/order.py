@@ -84,6 +84,8 @@ class SaveOrder:
     rank_values: Any
     """This rank's own, in JSON; None where there is nothing that differs by rank."""
     contents: ShardContents
+    on_disk: bool = True
+    """Whether it is written, or kept in memory alone."""
 
     @property
     def written(self) -> Path:

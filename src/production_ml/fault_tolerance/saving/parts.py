@@ -59,7 +59,7 @@ def describe_part(
 
 def write_part(directory: Path, rank: int, part: Part) -> None:
     """Make a rank's part durable, at once or not at all."""
-    _write(directory, rank, _part_json(part))
+    _write(directory, rank, part_json(part))
 
 
 def write_failure(directory: Path, rank: int, problem: str) -> None:
@@ -91,9 +91,7 @@ def _read(directory: Path, rank: int) -> Part:
     document = json.loads((directory / part_name(rank)).read_bytes())
     if "problem" in document:
         raise CheckpointWriteError(f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED)
-    files = {name: file_entry(entry) for name, entry in document["files"].items()}
-    tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
-    return Part(files, tensors, tuple(document["rank_values"]))
+    return part_from_json(document)
 
 
 def merge_parts(parts: Sequence[Part]) -> Part:
@@ -125,12 +123,20 @@ def merge_parts(parts: Sequence[Part]) -> Part:
     return Part(files, tensors, rank_values if len(rank_values) == len(parts) else ())
 
 
-def _part_json(part: Part) -> dict[str, Any]:
+def part_json(part: Part) -> dict[str, Any]:
+    """A part as JSON."""
     return {
         "files": {name: file_json(entry) for name, entry in part.files.items()},
         "tensors": {name: tensor_json(entry) for name, entry in part.tensors.items()},
         "rank_values": part.rank_values,
     }
+
+
+def part_from_json(document: dict[str, Any]) -> Part:
+    """What `part_json` was asked of."""
+    files = {name: file_entry(entry) for name, entry in document["files"].items()}
+    tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
+    return Part(files, tensors, tuple(document["rank_values"]))
 
 
 def _write(directory: Path, rank: int, document: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ class Committed:
 
     step: int
     size_bytes: int
+    on_disk: bool = True
+    """False where it is kept in memory alone."""
 
 
 class SaveInFlight:
@@ -73,14 +75,15 @@ class SaveInFlight:
         if self.error is not None:
             report_failure(order.step, self.error)
         elif order.rank == 0:
-            self._follow_up(Committed(order.step, size_bytes))
+            self._follow_up(Committed(order.step, size_bytes, order.on_disk))
 
     def _carry_out(self) -> int:
         order, lock = self._draft.order, self._draft.lock
         try:
             self._draft.transfer.run()
         except BaseException as problem:
-            give_up(order, str(problem))
+            if order.on_disk:
+                give_up(order, str(problem))
             if lock is not None:
                 lock.release()
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -23,13 +23,30 @@ def hash_shard(image: memoryview, layout: ShardLayout) -> dict[str, tuple[str, .
     return {key: block_hashes(image[extent.begin : extent.end]) for key, extent in layout.extents.items()}
 
 
-def write_shard(path: Path, image: memoryview, layout: ShardLayout) -> tuple[FileEntry, Mapping[str, tuple[str, ...]]]:
+def complete_image(image: memoryview, layout: ShardLayout) -> tuple[FileEntry, Mapping[str, tuple[str, ...]]]:
+    """Put the header before the tensors of an image, which is then a shard byte for byte, and hash it.
+
+    Returns:
+        What a reader needs to verify the shard, and the hashes of each tensor's blocks by key.
+    """
+    image[: len(layout.header)] = layout.header
+    entry = FileEntry(size_bytes=layout.size_bytes, header_hash=hash_bytes(layout.header))
+    return entry, hash_shard(image, layout)
+
+
+def write_shard(
+    path: Path,
+    image: memoryview,
+    layout: ShardLayout,
+    on_hashed: Callable[[FileEntry, Mapping[str, tuple[str, ...]]], None] = lambda _entry, _hashes: None,
+) -> tuple[FileEntry, Mapping[str, tuple[str, ...]]]:
     """Write an image to `path` and make it durable.
 
     Args:
         path: A new file.
         image: The shard's bytes in memory that begins at a page; the header is put before them here.
         layout: Of the image.
+        on_hashed: Gets what is returned as soon as it is known, also where the file system does not take the file.
 
     Returns:
         What a reader needs to verify the file, and the hashes of each tensor's blocks by key.
@@ -38,11 +55,16 @@ def write_shard(path: Path, image: memoryview, layout: ShardLayout) -> tuple[Fil
         OSError: The file system does not take it.
     """
     image[: len(layout.header)] = layout.header
+
+    def complete() -> tuple[FileEntry, Mapping[str, tuple[str, ...]]]:
+        found = complete_image(image, layout)
+        on_hashed(*found)
+        return found
+
     with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as hasher:
-        hashes = hasher.submit(hash_shard, image, layout)
+        completed = hasher.submit(complete)
         _write(path, image, layout.size_bytes)
-        entry = FileEntry(size_bytes=layout.size_bytes, header_hash=hash_bytes(layout.header))
-        return entry, hashes.result()
+        return completed.result()
 
 
 def _write(path: Path, image: memoryview, size_bytes: int) -> None:

@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import production_ml
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
+from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
@@ -28,27 +30,61 @@ _START: Final = (
 _LOOK_SECONDS: Final = 0.2
 
 
-class Writer:
-    """Writes images in another process, one at a time. Used from one thread at a time."""
+_left_behind: Final[list[subprocess.Popen[bytes]]] = []
+"""Keepers that are to outlive this process: to forget them would warn of a child that nobody waits for."""
 
-    def __init__(self) -> None:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keeping:
+    """What makes the process a keeper of copies in memory, which may outlive its trainer."""
+
+    place: MeetingPlace
+    local_rank: int
+    newest: int
+    """How many steps are kept."""
+
+
+class Writer:
+    """Writes images in another process, one at a time. Used from one thread at a time.
+
+    Args:
+        keeping: Whether the process keeps what it is given for the run's next attempt.
+    """
+
+    def __init__(self, keeping: Keeping | None = None) -> None:
+        self._keeping = keeping
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._image_size = -1
+        self._image_sizes: dict[int, int] = {}
+        self.kept: set[str] = set()
+        """The ids of the saves that the process keeps in memory, and some that it has dropped since."""
         self._contents: ShardContents | None = None
         self._leave_within_seconds: float | None = None
 
     def prepare(self, image: ShardImage) -> None:
-        """Start the process, if it is not there, and let it map the image.
+        """Start the process, if it is not there, and let it map the image, which may be one of several.
 
         Raises:
             CheckpointWriteError: No process can be started.
         """
         if self._process is None or self._process.poll() is not None:
             self._start()
-        if self._channel is not None and self._image_size != len(image.data):
-            messages.send(self._channel, {"kind": "image"}, [image.descriptor])
-            self._image_size = len(image.data)
+        slot = image.descriptor
+        if self._channel is not None and self._image_sizes.get(slot) != len(image.data):
+            messages.send(self._channel, {"kind": "image", "slot": slot}, [slot])
+            self._image_sizes[slot] = len(image.data)
+
+    def reuse(self, image: ShardImage, *, agreed: int) -> None:
+        """Say that an image is about to be written into, so that what it holds is kept no more.
+
+        Args:
+            image: The image.
+            agreed: How many steps are kept by all ranks since the training began.
+        """
+        if self._channel is not None and self._keeping is not None:
+            # A process that was killed keeps nothing; the next one is told when it has something.
+            with contextlib.suppress(OSError):
+                messages.send(self._channel, {"kind": "reuse", "slot": image.descriptor, "agreed": agreed})
 
     def write(self, order: SaveOrder, image: ShardImage, lock: SaveLock | None) -> int:
         """Write, and return when the checkpoint is committed.
@@ -67,11 +103,13 @@ class Writer:
         self._leave_within_seconds = None
         try:
             self.prepare(image)
-            answer = self._ask(order, lock)
+            answer = self._ask(order, image, lock)
         except OSError as problem:
             raise self._death(order) from problem
         if answer is None:
             raise self._death(order)
+        if answer["is_kept"]:
+            self.kept.add(order.save_id)
         if answer["kind"] == "failed":
             error = CheckpointWriteError(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
             error.errno = answer["errno"]
@@ -90,7 +128,10 @@ class Writer:
                 self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
         if self._process is not None:
-            self._process.wait()
+            if self._keeping is not None and self._keeping.place.outlives_this_process:
+                _left_behind.append(self._process)
+            else:
+                self._process.wait()
         self._process, self._channel = None, None
 
     def _start(self) -> None:
@@ -111,9 +152,21 @@ class Writer:
                 raise CheckpointWriteError(
                     f"The process that writes checkpoints cannot be started ({problem.strerror}).", meaning=UNCHANGED
                 ) from problem
-        self._channel, self._image_size, self._contents = mine, -1, None
+        self._channel, self._image_sizes, self._contents = mine, {}, None
+        self.kept.clear()
+        if self._keeping is not None:
+            place = self._keeping.place
+            message = {
+                "kind": "keep_copies",
+                "path": str(place.path),
+                "owner_pid": place.owner_pid,
+                "owner_start": place.owner_start,
+                "local_rank": self._keeping.local_rank,
+                "newest": self._keeping.newest,
+            }
+            messages.send(mine, message)
 
-    def _ask(self, order: SaveOrder, lock: SaveLock | None) -> dict[str, Any] | None:
+    def _ask(self, order: SaveOrder, image: ShardImage, lock: SaveLock | None) -> dict[str, Any] | None:
         channel = self._channel
         assert channel is not None  # noqa: S101 - prepare() has made it
         if self._contents is not order.contents:
@@ -129,6 +182,8 @@ class Writer:
             "metrics": order.metrics,
             "values": order.values,
             "rank_values": order.rank_values,
+            "on_disk": order.on_disk,
+            "slot": image.descriptor,
         }
         messages.send(channel, message, [] if lock is None else [lock.descriptor])
         if lock is not None:
