@@ -7,43 +7,19 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from production_ml.fault_tolerance.agreement import gather_json
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.memory_copies.image_source import ImageSource
 from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
+from production_ml.fault_tolerance.memory_copies.peer_door import Door
+from production_ml.fault_tolerance.memory_copies.peer_visit import fetch
 from production_ml.fault_tolerance.memory_copies.record import CopyRecord, assemble, copy_name, decode_record
 from production_ml.fault_tolerance.memory_copies.visit import GoneError, borrow, forget, what_keepers_hold
 
-
-class ImageSource:
-    """The image of a copy; read like a file, so that it does no harm when its owner makes it shorter.
-
-    Args:
-        name: For messages.
-        descriptor: Of the image; this source's own.
-        size_bytes: Of the shard, behind which the image has room to spare.
-    """
-
-    def __init__(self, name: str, descriptor: int, size_bytes: int) -> None:
-        self.name = name
-        self.size_bytes = min(size_bytes, os.fstat(descriptor).st_size)
-        self._descriptor = descriptor
-
-    def readinto(self, position: int, buffer: memoryview) -> int:
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:]], position + done)
-            if not count:
-                break
-            done += count
-        return done
-
-    def prefetch(self, position: int, size_bytes: int) -> None:
-        """Memory is here already."""
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+Holder: TypeAlias = Path | Door
+"""Where a keeper is met that has a copy: on this host, or on another node."""
 
 
 class CopiedStep:
@@ -52,29 +28,40 @@ class CopiedStep:
     Args:
         step: The step.
         save_id: Which save of it.
-        holders: For each rank, in rank order, the sockets of keepers that have its copy.
+        holders: For each rank, in rank order, who has its copy; those of this host come first.
     """
 
-    def __init__(self, step: int, save_id: str, holders: Sequence[Sequence[Path]]) -> None:
+    def __init__(self, step: int, save_id: str, holders: Sequence[Sequence[Holder]]) -> None:
         self.step = step
         self.save_id = save_id
         self._holders = holders
         self._images: dict[str, tuple[int, int]] = {}
+        self._afar: dict[str, tuple[Door, int, int]] = {}
         self.is_from_peer = False
         """Whether any of what was read came from another node."""
 
     def manifest(self) -> Manifest:
-        """Borrow all ranks' copies, and put their records together.
+        """Borrow all ranks' copies of this host, and put all ranks' records together.
 
         Raises:
             GoneError: A keeper is dead, or has the copy no more.
             DamagedCheckpointError: A record is not what was kept.
         """
-        records = [self._borrow(rank) for rank in range(len(self._holders))]
-        return assemble(records)
+        return assemble([self._borrow(rank) for rank in range(len(self._holders))])
 
     def open_source(self, file: str) -> ImageSource:
-        """The bytes of a shard."""
+        """The bytes of a shard, which come from another node only when they are asked for.
+
+        Raises:
+            GoneError: They do not come.
+        """
+        if file in self._afar:
+            door, rank, size_bytes = self._afar.pop(file)
+            _, descriptor = fetch(door, self.save_id, rank, is_record_only=False)
+            if descriptor is None:
+                raise GoneError("the peer holds another copy now")
+            self._images[file] = descriptor, size_bytes
+            self.is_from_peer = True
         descriptor, size_bytes = self._images[file]
         return ImageSource(copy_name(self.step, file), os.dup(descriptor), size_bytes)
 
@@ -82,23 +69,30 @@ class CopiedStep:
         """Give the images back."""
         for descriptor, _ in self._images.values():
             os.close(descriptor)
-        self._images = {}
+        self._images, self._afar = {}, {}
 
     def _borrow(self, rank: int) -> CopyRecord:
-        for path in self._holders[rank]:
+        for holder in self._holders[rank]:
             with contextlib.suppress(GoneError):
-                encoded, descriptor = borrow(path, self.save_id, rank)
-                try:
-                    record = decode_record(encoded, step=self.step)
-                except BaseException:
-                    if descriptor is not None:
-                        os.close(descriptor)
-                    raise
-                for file, entry in record.part.files.items():
-                    assert descriptor is not None  # noqa: S101 - a keeper keeps no shard without its image
-                    self._images[file] = (descriptor, entry.size_bytes)
-                return record
+                return self._borrow_from(holder, rank)
         raise GoneError(f"nobody has rank {rank}'s copy of step {self.step} any more")
+
+    def _borrow_from(self, holder: Holder, rank: int) -> CopyRecord:
+        if isinstance(holder, Door):
+            encoded, descriptor = fetch(holder, self.save_id, rank, is_record_only=True)
+        else:
+            encoded, descriptor = borrow(holder, self.save_id, rank)
+        with contextlib.ExitStack() as undo:
+            if descriptor is not None:
+                undo.callback(os.close, descriptor)
+            record = decode_record(encoded, step=self.step)
+            undo.pop_all()
+        for file, entry in record.part.files.items():
+            if isinstance(holder, Door):
+                self._afar[file] = holder, rank, entry.size_bytes
+            elif descriptor is not None:
+                self._images[file] = descriptor, entry.size_bytes
+        return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +126,24 @@ def find_copies(place: MeetingPlace) -> FoundCopies:
     Raises:
         CheckpointError: The ranks are in different calls.
     """
-    here = [(path, copy) for path, held in what_keepers_hold(place) for copy in held["copies"]]
-    told = gather_json([copy for _, copy in here], call="load_latest, copies in memory")
-    everywhere = [copy for copies in told for copy in copies]
-    paths: dict[tuple[str, int], list[Path]] = {}
-    for path, copy in here:
-        paths.setdefault((copy["save_id"], copy["rank"]), []).append(path)
+    local: dict[tuple[str, int], list[Holder]] = {}
+    here = []
+    for path, held in what_keepers_hold(place):
+        here.append({"copies": held["copies"], "door": held["door"]})
+        for copy in held["copies"]:
+            local.setdefault((copy["save_id"], copy["rank"]), []).append(path)
+    keepers = [keeper for keepers in gather_json(here, call="load_latest, copies in memory") for keeper in keepers]
+    afar: dict[tuple[str, int], list[Holder]] = {}
+    for keeper in keepers:
+        for copy in keeper["copies"] if keeper["door"] else ():
+            afar.setdefault((copy["save_id"], copy["rank"]), []).append(Door(*keeper["door"]))
+    everywhere = [copy for keeper in keepers for copy in keeper["copies"]]
+
+    def holders(save_id: str, rank: int) -> list[Holder]:
+        return local.get((save_id, rank), []) + afar.get((save_id, rank), [])
+
     steps = [
-        CopiedStep(step, save_id, [paths.get((save_id, rank), []) for rank in range(world_size)])
+        CopiedStep(step, save_id, [holders(save_id, rank) for rank in range(world_size)])
         for step, save_id, world_size in complete_saves(everywhere)
     ]
     return FoundCopies(place, steps, {copy["save_id"]: copy["step"] for copy in everywhere})

@@ -7,12 +7,9 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from production_ml.fault_tolerance.memory_copies.record import CopyRecord, encode_record
-
-Origin: TypeAlias = Literal["own", "adopted", "replica"]
-"""Saved by this keeper's trainer, by the trainer before it, or on another node."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +26,23 @@ class KeptCopy:
     """As `encode_record` gives it."""
     descriptor: int | None
     """Of the image; None where the rank holds no tensors."""
-    origin: Origin
-    slot: int = -1
-    """Of an own copy: which of the trainer's images it is."""
+    slot: int | None = None
+    """Which of the trainer's images it is; None where it belongs to the keeper."""
+    is_replica: bool = False
+    """Whether it was made on another node."""
+    is_adopted: bool = False
+    """Whether a predecessor held it."""
 
     @classmethod
-    def of(cls, record: CopyRecord, descriptor: int | None, *, origin: Origin, slot: int = -1) -> KeptCopy:
+    def of(
+        cls,
+        record: CopyRecord,
+        descriptor: int | None,
+        *,
+        slot: int | None = None,
+        is_replica: bool = False,
+        is_adopted: bool = False,
+    ) -> KeptCopy:
         """A copy, with its record made ready for who asks."""
         return cls(
             step=record.step,
@@ -45,8 +53,9 @@ class KeptCopy:
             size_bytes=record.size_bytes,
             record=encode_record(record),
             descriptor=descriptor,
-            origin=origin,
             slot=slot,
+            is_replica=is_replica,
+            is_adopted=is_adopted,
         )
 
     @property
@@ -79,25 +88,36 @@ class KeptCopies:
             return list(self._copies)
 
     def add(self, copy: KeptCopy) -> None:
-        """Hold a copy; one of the same save and rank makes way for it, and a replica makes way for a newer one."""
+        """Hold a copy; one of the same save and rank makes way for it."""
         with self._lock:
             self._drop(lambda held: (held.save_id, held.rank) == (copy.save_id, copy.rank))
-            if copy.origin == "replica":
-                self._drop(lambda held: held.origin == "replica" and held.rank == copy.rank)
             self._copies.append(copy)
 
-    def reuse(self, slot: int, *, agreed: int) -> None:
+    def expect_replica(self, rank: int) -> None:
+        """Another copy of a rank of another node is on its way.
+
+        That it is sent means that all ranks' copies of the one before have arrived, so what is older can go. That one
+        stays until the next is sent, for the other ranks' copies of this step may be late.
+        """
+        with self._lock:
+            replicas = [held for held in self._copies if held.is_replica and held.rank == rank]
+            self._drop(lambda held: held in replicas[:-1])
+
+    def reuse(self, slot: int, *, agreed: int, replicated: bool) -> None:
         """The trainer begins to write into one of its images.
 
         Args:
             slot: Which.
-            agreed: How many of the trainer's own steps all ranks hold: so many need no predecessor's any more.
+            agreed: How many of the trainer's own steps stand in for those of its predecessor.
+            replicated: Whether replicas of the trainer's own steps stand in for those of its predecessor's.
         """
         with self._lock:
-            self._drop(lambda held: held.origin == "own" and held.slot == slot)
-            steps = sorted({held.step for held in self._copies if held.origin == "adopted"}, reverse=True)
-            wanted = steps[: max(0, self._newest - agreed)]
-            self._drop(lambda held: held.origin == "adopted" and held.step not in wanted)
+            self._drop(lambda held: held.slot == slot)
+            adopted = [held for held in self._copies if held.is_adopted and not held.is_replica]
+            wanted = sorted({held.step for held in adopted}, reverse=True)[: max(0, self._newest - agreed)]
+            self._drop(lambda held: held in adopted and held.step not in wanted)
+            if replicated:
+                self._drop(lambda held: held.is_adopted and held.is_replica)
 
     def forget(self, save_ids: Collection[str]) -> None:
         """These are not to be loaded any more."""
@@ -120,5 +140,5 @@ class KeptCopies:
         for held in [held for held in self._copies if is_dropped(held)]:
             self._copies.remove(held)
             # The trainer's own images are used again.
-            if held.origin != "own" and held.descriptor is not None:
+            if held.slot is None and held.descriptor is not None:
                 os.close(held.descriptor)

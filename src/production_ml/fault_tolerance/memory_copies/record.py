@@ -90,6 +90,15 @@ def assemble(records: Sequence[CopyRecord]) -> Manifest:
         whole = merge_parts([record.part for record in records])
     except CheckpointWriteError as problem:
         raise DamagedCheckpointError(copy_name(first.step), problem.what, step=first.step) from problem
+    return _manifest(first, whole)
+
+
+def assemble_one(record: CopyRecord) -> Manifest:
+    """What the manifest of the step says of one rank's shard."""
+    return _manifest(record, record.part)
+
+
+def _manifest(first: CopyRecord, part: Part) -> Manifest:
     return Manifest(
         step=first.step,
         save_id=first.save_id,
@@ -97,7 +106,7 @@ def assemble(records: Sequence[CopyRecord]) -> Manifest:
         world_size=first.world_size,
         metrics=first.metrics,
         values=first.values,
-        rank_values=whole.rank_values,
-        files=whole.files,
-        tensors=whole.tensors,
+        rank_values=part.rank_values,
+        files=part.files,
+        tensors=part.tensors,
     )

@@ -124,7 +124,7 @@ class KeeperServer(threading.Thread):
         for held in self._copies.all():
             with self._copies.borrow(held.save_id, held.rank) as copy:
                 if copy is not None:
-                    message = {"kind": "copy", "record": copy.record, "is_replica": copy.origin == "replica"}
+                    message = {"kind": "copy", "record": copy.record, "is_replica": copy.is_replica}
                     messages.send(visitor, message, [] if copy.descriptor is None else [copy.descriptor])
         messages.send(visitor, {"kind": "all"})
         received = messages.receive(visitor)

@@ -64,6 +64,7 @@ class Drafting:
     rank: int
     world_size: int
     on_disk: bool = True
+    is_sent: bool = False
 
     def draft(self, inputs: SaveInputs, deferrable: Collection[int]) -> SaveDraft:
         """Plan this rank's share, copy what must be copied now, and on rank 0 make the directory for all ranks.
@@ -101,6 +102,7 @@ class Drafting:
             rank_values=None,
             contents=plan.contents,
             on_disk=self.on_disk,
+            is_sent=self.is_sent,
         )
         return SaveDraft(order, transfer, lock, plan.fingerprint)
 

@@ -86,6 +86,8 @@ class SaveOrder:
     contents: ShardContents
     on_disk: bool = True
     """Whether it is written, or kept in memory alone."""
+    is_sent: bool = False
+    """Whether a peer on another node is sent a copy."""
 
     @property
     def written(self) -> Path:

@@ -66,7 +66,7 @@ class Saver:
         except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
             problem = error
         call = "save" if on_disk else "save_to_memory"
-        self._ring.settle(self._writer.kept, call=call)
+        self._ring.settle(self._writer, call=call)
         try:
             if problem is None:
                 draft = self._draft(inputs, on_disk=on_disk)
@@ -142,8 +142,8 @@ class Saver:
                 world_size=world_size,
             )
         self._staging = self._ring.next()
-        self._writer.reuse(self._staging.image, agreed=len(self._ring.agreed))
-        drafting = replace(self._drafting, staging=self._staging, on_disk=on_disk)
+        self._ring.announce(self._writer)
+        drafting = replace(self._drafting, staging=self._staging, on_disk=on_disk, is_sent=self._ring.is_sent)
         if rank == 0 and not self._leftovers_are_cleared:
             # Only before a save, as a reader has no say in it, and by rank 0 alone, for two would trip over each other.
             self._directory.remove_leftovers()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +43,8 @@ class Keeping:
     local_rank: int
     newest: int
     """How many steps are kept."""
+    peer_host: str | None = None
+    """The address by which other nodes reach this one; None where there are none."""
 
 
 class Writer:
@@ -74,17 +77,38 @@ class Writer:
             messages.send(self._channel, {"kind": "image", "slot": slot}, [slot])
             self._image_sizes[slot] = len(image.data)
 
-    def reuse(self, image: ShardImage, *, agreed: int) -> None:
+    def transfers(self) -> dict[str, Any]:
+        """How the process is reached from other nodes, and what became of the copy that was to be sent; see `Keeper`.
+
+        Only to be asked while no save is under way.
+        """
+        if self._channel is not None and self._keeping is not None:
+            with contextlib.suppress(OSError):
+                messages.send(self._channel, {"kind": "transfers"})
+                received = messages.receive(self._channel)
+                if received is not None:
+                    return received[0]
+        return {}
+
+    def introduce(self, peer: Sequence[Any] | None) -> None:
+        """Say to which keeper of another node copies are to be sent."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                messages.send(self._channel, {"kind": "introduce", "peer": peer})
+
+    def reuse(self, image: ShardImage, *, agreed: int, replicated: bool = False) -> None:
         """Say that an image is about to be written into, so that what it holds is kept no more.
 
         Args:
             image: The image.
-            agreed: How many steps are kept by all ranks since the training began.
+            agreed: How many steps of this training stand in for those of an earlier attempt.
+            replicated: Whether peers hold one of them.
         """
         if self._channel is not None and self._keeping is not None:
             # A process that was killed keeps nothing; the next one is told when it has something.
             with contextlib.suppress(OSError):
-                messages.send(self._channel, {"kind": "reuse", "slot": image.descriptor, "agreed": agreed})
+                message = {"slot": image.descriptor, "agreed": agreed, "replicated": replicated}
+                messages.send(self._channel, {"kind": "reuse", **message})
 
     def write(self, order: SaveOrder, image: ShardImage, lock: SaveLock | None) -> int:
         """Write, and return when the checkpoint is committed.
@@ -163,6 +187,7 @@ class Writer:
                 "owner_start": place.owner_start,
                 "local_rank": self._keeping.local_rank,
                 "newest": self._keeping.newest,
+                "peer_host": self._keeping.peer_host,
             }
             messages.send(mine, message)
 
@@ -184,6 +209,7 @@ class Writer:
             "rank_values": order.rank_values,
             "on_disk": order.on_disk,
             "slot": image.descriptor,
+            "is_sent": order.is_sent,
         }
         messages.send(channel, message, [] if lock is None else [lock.descriptor])
         if lock is not None:

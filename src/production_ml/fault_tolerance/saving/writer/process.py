@@ -54,18 +54,18 @@ class WriterProcess:
         while (received := self._next()) is not None:
             message, descriptors = received
             match message["kind"]:
-                case "keep_copies":
-                    self._keep_copies(message)
                 case "image":
                     self._map(message["slot"], descriptors[0])
-                case "reuse" if self._keeper is not None:
-                    self._keeper.reuse(message)
                 case "contents":
                     self._contents = ShardContents.from_json(message["holdings"])
                 case "save":
                     self._save(message, descriptors)
                 case "leave_soon":
                     self._patience.leave_soon(message["seconds"])
+                case "keep_copies":
+                    self._keep_copies(message)
+                case _ if self._keeper is not None:
+                    self._tell(self._keeper, message)
         self._patience.leave_soon(_ORPHAN_SECONDS)
         if self._keeper is not None:
             self._keeper.outlive()
@@ -89,11 +89,21 @@ class WriterProcess:
                 newest=message["newest"],
                 trainer_pid=self._trainer_pid,
                 trainer=self._trainer,
+                peer_host=message["peer_host"],
             )
         except CheckpointError as error:
             self._no_keeper = error
         except OSError as problem:
             self._no_keeper = CheckpointError(f"{place.path}: copies cannot be kept in memory ({problem.strerror}).")
+
+    def _tell(self, keeper: Keeper, message: dict[str, Any]) -> None:
+        match message["kind"]:
+            case "reuse":
+                keeper.reuse(message)
+            case "introduce":
+                keeper.introduce(message["peer"])
+            case "transfers":
+                messages.send(self._channel, {"kind": "transfers", **keeper.transfers()})
 
     def _map(self, slot: int, descriptor: int) -> None:
         if slot in self._images:
@@ -117,11 +127,11 @@ class WriterProcess:
         )
         if self._keeper is not None:
             self._keeper.begin()
-        arguments = (order, message["slot"], self._patience, lock)
+        arguments = (order, message["slot"], message["is_sent"], self._patience, lock)
         self._saving = threading.Thread(target=self._carry_out, args=arguments)
         self._saving.start()
 
-    def _carry_out(self, order: SaveOrder, slot: int, patience: Patience, lock: SaveLock | None) -> None:
+    def _carry_out(self, order: SaveOrder, slot: int, is_sent: bool, patience: Patience, lock: SaveLock | None) -> None:
         image = self._images.get(slot)
         data = memoryview(b"") if image is None else image.data
         keeper = self._keeper
@@ -130,7 +140,8 @@ class WriterProcess:
         def keep(part: Part) -> None:
             nonlocal is_kept
             if keeper is not None:
-                keeper.keep(order, part, slot=slot, descriptor=None if image is None else image.descriptor)
+                descriptor = None if image is None else image.descriptor
+                keeper.keep(order, part, slot=slot, descriptor=descriptor, is_sent=is_sent)
                 keeper.end()
                 is_kept = True
 
