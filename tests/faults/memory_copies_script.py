@@ -1,6 +1,6 @@
-"""A training that saves each step in memory and each tenth on disk: `memory_copies_script.py STEPS STEP_SECONDS [COPIES]`.
+"""A training that saves each step in memory, each tenth on disk: `memory_copies_script.py STEPS STEP_SECONDS [COPIES]`.
 
-It prints what it resumed from and each step whose save has begun, and the last rank 0 its weights' hash at the end.
+It prints what it resumed from, each step whose save has begun, and the weights' hash at the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Copies in memory under real faults: killed workers, killed keepers, flipped bits, and a launch that is killed whole."""
+"""Copies in memory under real faults: killed workers, killed keepers, flipped bits, and launches that are killed."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def this_node() -> str:
 
 def peer_host(environ: Mapping[str, str]) -> str | None:
     """The address of the interface that reaches the first rank; None where all ranks are on one node."""
-    if int(environ.get("GROUP_WORLD_SIZE", "1")) < 2:
+    if environ.get("GROUP_WORLD_SIZE", "1") in ("", "0", "1"):
         return None
     master = environ.get("MASTER_ADDR", "localhost")
     found = _address_towards(master)

@@ -69,6 +69,12 @@ class PeerDoor(threading.Thread):
                 return
             threading.Thread(target=self._receive, args=(visitor,), daemon=True).start()
 
+    def close(self) -> None:
+        """Let nobody in any more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
     def _receive(self, visitor: socket.socket) -> None:
         try:
             with visitor, contextlib.suppress(*_VISITORS_FAULTS):

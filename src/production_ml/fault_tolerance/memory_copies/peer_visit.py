@@ -61,12 +61,18 @@ class CopySender(threading.Thread):
                 assert self._next is not None  # noqa: S101 - just waited for
                 (save_id, rank), self._next = self._next, None
             try:
-                self._send(save_id, rank)
+                self.send(save_id, rank)
                 self.done, self.failed = save_id, None
             except (OSError, ValueError, GoneError):
                 self.failed = save_id
 
-    def _send(self, save_id: str, rank: int) -> None:
+    def send(self, save_id: str, rank: int) -> None:
+        """Send a copy, and return when the peer holds it.
+
+        Raises:
+            GoneError: There is no peer, or no copy, or the peer does not take it.
+            OSError: The peer cannot be reached.
+        """
         if self._peer is None:
             raise GoneError("there is no peer")
         with self._copies.borrow(save_id, rank) as copy, visit(self._peer) as channel:

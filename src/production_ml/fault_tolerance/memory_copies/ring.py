@@ -53,7 +53,7 @@ class ImageRing:
             return
         own = [slot.save_id for slot in self._slots if slot.save_id in writer.kept]
         transfers = {"door": None, "done": None, "failed": None, **(writer.transfers() if self._has_peers else {})}
-        answers = gather_json({"kept": own, "node": this_node(), **transfers}, call=call)
+        answers = gather_json({"kept": own, "node": this_node(), **transfers}, call=f"{call}, copies in memory")
         self._complete = [one for one in own if one and all(one in theirs["kept"] for theirs in answers)]
         self._nodes = [theirs["node"] for theirs in answers]
         self._replication = self._replication.advance(answers, self._complete)
