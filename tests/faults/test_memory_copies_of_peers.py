@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,13 +58,52 @@ def start_node(tmp_path: Path) -> Iterator[Callable[[int, str], Node]]:
         yield start
 
 
+@dataclass
+class Network:
+    """How the nodes reach each other."""
+
+    first_address: str = "127.0.0.1"
+    namespaces: tuple[str, ...] = ()
+    """By node; none where all are on loopback."""
+
+    def command(self, node: int, command: list[str]) -> list[str]:
+        """What runs `command` on a node."""
+        enter = ["nsenter", f"--net=/run/netns/{self.namespaces[node]}"] if self.namespaces else []
+        return [*enter, *command]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"MASTER_ADDR": self.first_address, **({"GLOO_SOCKET_IFNAME": "eth0"} if self.namespaces else {})}
+
+
+@pytest.fixture(params=["loopback", "namespaces"])
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """Loopback, or two network namespaces with a cable between them, which are as far apart as two machines."""
+    if request.param == "loopback":
+        yield Network()
+        return
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("nsenter") is None:
+        pytest.skip("network namespaces take root's rights, ip and nsenter")
+    names = tuple(f"copies-{os.getpid()}-{node}" for node in range(NODES))
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True)
+            stack.callback(subprocess.run, ["ip", "netns", "del", name], check=True)
+        cable = f"ip link add eth0 netns {names[0]} type veth peer name eth0 netns {names[1]}"
+        subprocess.run(cable.split(), check=True)
+        for node, name in enumerate(names):
+            for change in (f"addr add 10.77.0.{node + 1}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                subprocess.run(["ip", "-n", name, *change.split()], check=True)
+        yield Network("10.77.0.1", names)
+
+
 @pytest.fixture
-def train(tmp_path: Path) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+def train(tmp_path: Path, network: Network) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
     """Start an attempt: one rank on each node."""
     with contextlib.ExitStack() as stack:
 
         def start(nodes: list[Node], *arguments: object, attempt: int = 0) -> list[subprocess.Popen[str]]:
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(NODES)}
+            shared = {**network.environment, "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(NODES)}
             processes = []
             for node in nodes:
                 own = {
@@ -78,7 +118,7 @@ def train(tmp_path: Path) -> Iterator[Callable[..., list[subprocess.Popen[str]]]
                     "OMP_NUM_THREADS": "1",
                 }
                 process = subprocess.Popen(
-                    [sys.executable, str(SCRIPT), *map(str, arguments)],
+                    network.command(node.number, [sys.executable, str(SCRIPT), *map(str, arguments)]),
                     cwd=tmp_path,
                     env={**os.environ, **shared, **own},
                     stdout=subprocess.PIPE,
