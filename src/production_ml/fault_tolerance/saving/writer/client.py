@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -32,7 +33,14 @@ _LOOK_SECONDS: Final = 0.2
 
 
 _left_behind: Final[list[subprocess.Popen[bytes]]] = []
-"""Keepers that are to outlive this process: to forget them would warn of a child that nobody waits for."""
+"""Keepers that are to outlive this process."""
+
+
+@atexit.register
+def _let_go() -> None:
+    """Leave them to whoever inherits them: Popen has no word for that, and would warn of children that still run."""
+    for process in _left_behind:
+        process.returncode = process.poll() or 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +161,7 @@ class Writer:
             self._channel.close()
         if self._process is not None:
             if self._keeping is not None and self._keeping.place.outlives_this_process:
-                _left_behind.append(self._process)
+                _left_behind[:] = [left for left in (*_left_behind, self._process) if left.poll() is None]
             else:
                 self._process.wait()
         self._process, self._channel = None, None
