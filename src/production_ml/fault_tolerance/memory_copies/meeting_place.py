@@ -98,8 +98,10 @@ def _listener(directory: Path, name: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _short(directory) as short:
-            listener.bind(f"{short}/{name}")
-        listener.listen(_BACKLOG)
+            # Until it listens it has another name: whoever knocked before would take it for a dead keeper's.
+            listener.bind(f"{short}/.{name}.new")
+            listener.listen(_BACKLOG)
+            os.rename(f"{short}/.{name}.new", f"{short}/{name}")  # noqa: PTH104 - as short as bind() needs it
     except BaseException:
         listener.close()
         raise
