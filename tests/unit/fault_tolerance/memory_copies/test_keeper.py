@@ -98,7 +98,11 @@ def test_it_keeps_what_a_dead_trainer_left_and_the_successors_keeper_takes_it_ov
 
 def test_a_predecessors_copies_go_as_newer_ones_come(owned, trainer):
     trainer(1, 2).close()
+    [old] = held(owned)
+    ended = os.pidfd_open(pid_of(old))
+
     trainer(3, 4, 5)
+    wait_for(ended)
 
     [steps] = held(owned).values()
     assert steps == [3, 4, 5]
