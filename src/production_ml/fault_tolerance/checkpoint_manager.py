@@ -27,6 +27,9 @@ from production_ml.fault_tolerance.full_checkpoints import FullCheckpoints
 from production_ml.fault_tolerance.loading.damage_report import describe
 from production_ml.fault_tolerance.loading.newest_good import Search, apply_on_all, search
 from production_ml.fault_tolerance.loading.reading import Verify
+from production_ml.fault_tolerance.memory_copies.found import NOTHING_FOUND, find_copies
+from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
+from production_ml.fault_tolerance.memory_copies.record import copy_name
 from production_ml.fault_tolerance.retention import KeepBest, KeepLast, KeepPolicy, Pruning
 from production_ml.fault_tolerance.save_schedule import EveryEpochs, SavePolicy, SaveSchedule, parse_save_every
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause
@@ -60,6 +63,10 @@ class CheckpointManager:
         verify: What `load_latest` compares with its hashes: `"full"` every byte, `"sampled"` a random sixteenth,
             `"off"` none. Sizes, headers and the manifest are compared always.
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
+        memory_copies: How many of the newest steps, saved by `save` or `save_to_memory`, are kept in memory as well. A
+            process beside each rank keeps them while the launcher lives, so that a worker that crashed resumes from the
+            newest in memory. It takes one more image of the rank's share of the state than steps are kept. Without a
+            launcher nobody comes after the script, and they end with it.
 
     Raises:
         ConfigError: An argument has a value that cannot work.
@@ -79,6 +86,7 @@ class CheckpointManager:
         full_every: int = 1,
         verify: Verify = "full",
         asynchronous: bool = True,
+        memory_copies: int = 0,
     ) -> None:
         policies: list[KeepPolicy] = [KeepLast(n=keep_last_n), *keep]
         if save_best:
@@ -93,11 +101,13 @@ class CheckpointManager:
         self._schedule = SaveSchedule(parse_save_every(save_every))
         # Who decides alone when to save is told nothing of intervals, and pays no message for them.
         self._follows_schedule = False
+        self._memory_copies = _checked_copies(memory_copies)
         self._saver = Saver(
             self._directory,
             asynchronous=asynchronous,
             on_commit=self._follow_up,
             disk_pause=self._pause,
+            memory_copies=memory_copies,
         )
 
     def save(
@@ -179,8 +189,33 @@ class CheckpointManager:
         self.save(model=model, optimizer=optimizer, step=step, metrics=metrics, full=full, **extra_state)
         return True
 
+    def save_to_memory(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        step: int,
+        metrics: Mapping[str, Any] | None = None,
+        **extra_state: Any,
+    ) -> None:
+        """Save the state as it is now, but in memory alone.
+
+        After a crash of a worker the steps since then are redone, after one of the machine those since the last `save`.
+        It takes training as long as `save` does, and needs no disk: call it often, and `save` seldom. Arguments and
+        rules are those of `save`.
+
+        Raises:
+            ConfigError: `memory_copies` is 0; or as `save`.
+            CheckpointWriteError: As `save`; or the memory for it is not there.
+            CheckpointError: As `save`.
+        """
+        if not self._memory_copies:
+            cure = "Make the manager with CheckpointManager(..., memory_copies=2), say."
+            raise ConfigError("memory_copies", 0, "save_to_memory() has nowhere to keep the state", cure=cure)
+        self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state), on_disk=False)
+
     def load_latest(self, model: nn.Module, optimizer: Optimizer | None = None, **extra: Any) -> ResumeState:
-        """Load the newest checkpoint that is good on all ranks. Every rank has to call it.
+        """Load the newest checkpoint that is good on all ranks, from memory or disk. Every rank has to call it.
 
         Every byte is verified before the model, the optimizer or an extra is touched. Damaged checkpoints are moved to
         `quarantine/` and told of in a warning. Where none is good, training starts from step 0, with a loud warning,
@@ -210,19 +245,25 @@ class CheckpointManager:
         def plan(manifest: Manifest) -> Restoration:
             return plan_restoration(manifest, model, optimizer, extra, rank=rank, world_size=world_size)
 
-        found = search(self._directory, plan, rank=rank, world_size=world_size, verify=self._verify)
+        copies = find_copies(MeetingPlace.of(self._directory.url)) if self._memory_copies else NOTHING_FOUND
+        found = search(self._directory, plan, rank=rank, world_size=world_size, verify=self._verify, copies=copies)
         if rank == 0:
             self._set_damaged_aside(found)
+            self._report_damaged_copies(found)
         if optimizer is not None:
             self._saver.expect_training(model, optimizer)
-        damaged = [*found.misnamed, *(damage for of_step in found.damaged.values() for damage in of_step)]
+        by_place = (found.misnamed, *found.damaged_copies.values(), *found.damaged.values())
+        damaged = [damage for damage_there in by_place for damage in damage_there]
+        resumed_step = 0 if found.newest_good is None else found.newest_good.manifest.step
+        self._saver.forget(copies.forget_all_but(resumed_step, found.damaged_copies))
         if found.newest_good is None:
             return ResumeState({"step": 0, "metrics": {}}, damaged)
         manifest = found.newest_good.manifest
         self._schedule.resumed(manifest.step)
         extras = apply_on_all(found.newest_good)
         if rank == 0:
-            self._report_loaded(manifest.step, SYSTEM_CLOCK.monotonic_seconds() - started_seconds)
+            duration_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
+            self._report_loaded(manifest.step, found.newest_good.source, duration_seconds)
         return ResumeState({"step": manifest.step, "metrics": dict(manifest.metrics), **extras}, damaged)
 
     @property
@@ -296,12 +337,50 @@ class CheckpointManager:
             _LOG.warning("%s: cannot be moved to quarantine (%s)", self._directory.committed(step), problem.strerror)
             return None
 
-    def _report_loaded(self, step: int, duration_seconds: float) -> None:
-        path = str(self._directory.committed(step))
-        message = f"Resuming from step {step} ({path})"
-        log_event(_LOG, "checkpoint_loaded", message, step=step, duration_seconds=duration_seconds, path=path)
+    def _report_damaged_copies(self, found: Search) -> None:
+        resumed_step = found.newest_good.manifest.step if found.newest_good else 0
+        for damage in found.damaged_copies.values():
+            first = damage[0]
+            log_event(
+                _LOG,
+                "checkpoint_damaged",
+                f"{first}\nThe copy of step {first.step} in memory is passed over. Resuming from step {resumed_step}.\n"
+                "Memory that flips bits damages training too: look for corrected and uncorrected errors (edac-util, "
+                "rasdaemon).",
+                level=logging.WARNING,
+                step=first.step,
+                file=first.file,
+                tensor=first.tensor,
+                problem=first.problem,
+                quarantined_to=None,
+            )
+
+    def _report_loaded(self, step: int, source: str, duration_seconds: float) -> None:
+        path = str(self._directory.committed(step)) if source == "disk" else copy_name(step)
+        where = path if source == "disk" else "in memory" if source == "memory" else "in another node's memory"
+        log_event(
+            _LOG,
+            "checkpoint_loaded",
+            f"Resuming from step {step} ({where})",
+            step=step,
+            source=source,
+            duration_seconds=duration_seconds,
+            path=path,
+        )
 
     def _follow_up(self, committed: Committed, duration_seconds: float, stall_seconds: float) -> None:
+        if not committed.on_disk:
+            log_event(
+                _LOG,
+                "checkpoint_kept",
+                f"Keeping step {committed.step} in memory",
+                level=logging.DEBUG,
+                step=committed.step,
+                duration_seconds=duration_seconds,
+                stall_seconds=stall_seconds,
+                size_bytes=committed.size_bytes,
+            )
+            return
         self._schedule.written()
         self._full.write(committed.step)
         try:
@@ -327,6 +406,12 @@ class CheckpointManager:
                 self._best_metric,
             )
             self._best_metric = None  # said once
+
+
+def _checked_copies(memory_copies: Any) -> int:
+    if isinstance(memory_copies, bool) or not isinstance(memory_copies, int) or memory_copies < 0:
+        raise ConfigError("memory_copies", memory_copies, "must be a whole number of steps, or 0 for none")
+    return memory_copies
 
 
 def _checked_verify(verify: Verify) -> Verify:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -21,6 +22,8 @@ from production_ml.fault_tolerance.loading.answers import answer, found_damage, 
 from production_ml.fault_tolerance.loading.copying_threads import copying_threads
 from production_ml.fault_tolerance.loading.garbage_pause import garbage_pause
 from production_ml.fault_tolerance.loading.reading import Verify, read_boxes
+from production_ml.fault_tolerance.memory_copies.found import NOTHING_FOUND, CopiedStep, FoundCopies
+from production_ml.fault_tolerance.memory_copies.visit import GoneError
 from production_ml.fault_tolerance.saving.patience import Patience
 
 _LOG: Final = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ class Verified:
     manifest: Manifest
     restoration: Restoration
     tensors: dict[str, torch.Tensor]
+    source: str = "disk"
+    """Or `memory`, or `peer` where a rank has read it from another node's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +47,11 @@ class Search:
 
     newest_good: Verified | None
     damaged: dict[int, list[Damage]]
-    """By step, newest first."""
-    misnamed: list[Damage]
+    """On disk, by step, newest first."""
+    misnamed: list[Damage] = field(default_factory=list)
     """What was found under a name that it had not been given; it has its own again."""
+    damaged_copies: dict[str, list[Damage]] = field(default_factory=dict)
+    """In memory, by save."""
 
 
 def search(
@@ -54,8 +61,9 @@ def search(
     rank: int,
     world_size: int,
     verify: Verify = "full",
+    copies: FoundCopies = NOTHING_FOUND,
 ) -> Search:
-    """Find the newest checkpoint that is good on all ranks. Every rank has to call this.
+    """Find the newest checkpoint that is good on all ranks, in memory or on disk. Every rank has to call this.
 
     Args:
         directory: Where the checkpoints are.
@@ -63,16 +71,28 @@ def search(
         rank: This rank.
         world_size: The number of ranks that load together.
         verify: What is compared with its hashes, see `read_boxes`.
+        copies: What there is in memory; of the same step it is read before the disk.
 
     Raises:
         CheckpointMismatchError: The newest good one does not fit, on this rank or another.
         CheckpointError: The system refuses to read it.
     """
-    misnamed = _begin(directory, rank=rank)
+    # What is being written now was copied in memory before.
+    misnamed = _begin(directory, rank=rank, waits=not copies.steps)
     damaged: dict[int, list[Damage]] = {}
+    damaged_copies: dict[str, list[Damage]] = {}
     gone: set[int] = set()
+    in_memory = deque(copies.steps)
     # Listed anew each time: a training that runs beside this process commits, replaces and prunes.
-    while steps := [step for step in _steps(directory, rank=rank) if step not in damaged]:
+    while (steps := [step for step in _steps(directory, rank=rank) if step not in damaged]) or in_memory:
+        if in_memory and in_memory[0].step >= max(steps, default=0):
+            copied = in_memory.popleft()
+            verified, found = _try_memory(copied, plan, rank=rank, world_size=world_size)
+            if verified is not None:
+                return Search(verified, damaged, misnamed, damaged_copies)
+            if found:
+                damaged_copies[copied.save_id] = found
+            continue
         step = steps[-1]
         tried = _try(directory, step, plan, rank=rank, world_size=world_size, verify=verify)
         answers = gather_json({**answer(tried.problem), "is_gone": tried.is_gone}, call=f"load_latest of step {step}")
@@ -83,8 +103,24 @@ def search(
             damaged[step] = found
         else:
             raise_problems(tried.problem, answers)
-            return Search(tried.verified, damaged, misnamed)
-    return Search(None, damaged, misnamed)
+            return Search(tried.verified, damaged, misnamed, damaged_copies)
+    return Search(None, damaged, misnamed, damaged_copies)
+
+
+def _try_memory(
+    copied: CopiedStep, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int
+) -> tuple[Verified | None, list[Damage]]:
+    """Read a copy on all ranks; neither a checkpoint nor damage where a keeper ended meanwhile."""
+    tried = _try_copy(copied, plan, rank=rank, world_size=world_size)
+    told = {**answer(tried.problem), "is_gone": tried.is_gone, "is_from_peer": copied.is_from_peer}
+    answers = gather_json(told, call=f"load_latest of step {copied.step} in memory")
+    damage = found_damage(answers)
+    if damage or any(theirs["is_gone"] for theirs in answers):
+        return None, damage
+    raise_problems(tried.problem, answers)
+    assert tried.verified is not None  # noqa: S101 - where there is no problem, there is this
+    source = "peer" if any(theirs["is_from_peer"] for theirs in answers) else "memory"
+    return replace(tried.verified, source=source), []
 
 
 def apply_on_all(found: Verified) -> dict[str, Any]:
@@ -110,7 +146,7 @@ def apply_on_all(found: Verified) -> dict[str, Any]:
     return extras
 
 
-def _begin(directory: CheckpointPlace, *, rank: int) -> list[Damage]:
+def _begin(directory: CheckpointPlace, *, rank: int, waits: bool) -> list[Damage]:
     """Rank 0 waits for what is still being written, and looks for names that a bad disk has changed.
 
     Such checkpoints get their names back with the next listing, and nothing of them is lost; but the disk is bad.
@@ -119,7 +155,8 @@ def _begin(directory: CheckpointPlace, *, rank: int) -> list[Damage]:
     if rank == 0:
         # The listing, which follows, tells all ranks of a directory that cannot be read.
         with contextlib.suppress(OSError):
-            _await_saves_under_way(directory)
+            if waits:
+                _await_saves_under_way(directory)
             misnamed = [Damage.of_name(found) for found in directory.misnamed()]
     told = gather_json([found.to_dict() for found in misnamed], call="load_latest, beginning")
     return [Damage(**found) for found in told[0]]
@@ -190,6 +227,21 @@ def _try(
         return _Tried(Verified(manifest, restoration, tensors))
     except DamagedCheckpointError as problem:
         return _Tried(problem=problem, is_gone=identity is None or directory.identity(step) != identity)
+    except Exception as problem:  # noqa: BLE001 - as in apply_on_all
+        return _Tried(problem=problem)
+
+
+def _try_copy(copied: CopiedStep, plan: Callable[[Manifest], Restoration], *, rank: int, world_size: int) -> _Tried:
+    """The same for a copy in memory."""
+    try:
+        with contextlib.closing(copied), garbage_pause():
+            manifest = copied.manifest()
+            restoration = plan(manifest)
+            boxes = restoration.boxes
+            tensors = read_boxes(copied.open_source, manifest, boxes, rank=rank, world_size=world_size)
+        return _Tried(Verified(manifest, restoration, tensors))
+    except GoneError:
+        return _Tried(is_gone=True)
     except Exception as problem:  # noqa: BLE001 - as in apply_on_all
         return _Tried(problem=problem)
 

@@ -6,13 +6,15 @@ Nothing here talks over the process group: it belongs to the training, which may
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.blocks import block_hashes
+from production_ml.fault_tolerance.checkpoint_format.directory_save import shard_name
 from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry, Manifest
 from production_ml.fault_tolerance.checkpoint_format.shard_layout import ShardLayout
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, write_error
@@ -35,13 +37,16 @@ class GivenUpError(CheckpointWriteError):
     """Rank 0 gave a save up, and knows why; this rank had written its share."""
 
 
-def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest | None:
+def carry_out(
+    order: SaveOrder, image: memoryview, patience: Patience, on_part: Callable[[Part], None] = lambda _part: None
+) -> Manifest | None:
     """Write this rank's share of a checkpoint and stay until it is committed.
 
     Args:
         order: What to write.
         image: The memory of this rank's shard, laid out as the order says.
         patience: How long to wait for other ranks.
+        on_part: Gets what this rank's image holds as soon as that is known, also where the disk does not take it.
 
     Returns:
         The manifest on rank 0, None on the others.
@@ -51,8 +56,8 @@ def carry_out(order: SaveOrder, image: memoryview, patience: Patience) -> Manife
     """
     try:
         if order.rank == 0:
-            return _lead(order, image, patience)
-        _follow(order, image, patience)
+            return _lead(order, image, patience, on_part)
+        _follow(order, image, patience, on_part)
     except OSError as problem:
         what = f"The checkpoint of step {order.step} could not be written to {order.directory.url}"
         raise write_error(what, problem) from problem
@@ -68,9 +73,9 @@ def give_up(order: SaveOrder, problem: BaseException) -> None:
             order.written.write_part(order.rank, encode_failure(_reason(problem), getattr(problem, "errno", None)))
 
 
-def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
+def _lead(order: SaveOrder, image: memoryview, patience: Patience, on_part: Callable[[Part], None]) -> Manifest:
     try:
-        whole = merge_parts([_write_shard(order, image), *_await_parts(order, patience)])
+        whole = merge_parts([_write_shard(order, image, on_part), *_await_parts(order, patience)])
         manifest = Manifest(
             step=order.step,
             save_id=order.save_id,
@@ -90,9 +95,9 @@ def _lead(order: SaveOrder, image: memoryview, patience: Patience) -> Manifest:
     return manifest
 
 
-def _follow(order: SaveOrder, image: memoryview, patience: Patience) -> None:
+def _follow(order: SaveOrder, image: memoryview, patience: Patience, on_part: Callable[[Part], None]) -> None:
     try:
-        order.written.write_part(order.rank, encode_part(_write_shard(order, image)))
+        order.written.write_part(order.rank, encode_part(_write_shard(order, image, on_part)))
     except BaseException as problem:
         # The shard goes first: on a full disk it makes the room for the few bytes that tell rank 0.
         with contextlib.suppress(OSError):
@@ -103,23 +108,56 @@ def _follow(order: SaveOrder, image: memoryview, patience: Patience) -> None:
     _await_commit(order, patience)
 
 
-def _write_shard(order: SaveOrder, image: memoryview) -> Part:
-    rank_values = () if order.rank_values is None else (order.rank_values,)
+def complete_part(order: SaveOrder, image: memoryview) -> Part:
+    """Make an image a shard byte for byte, and say what it holds, without writing it anywhere."""
     if not order.contents.holdings:
-        return Part({}, {}, rank_values)
-    layout = order.contents.layout
+        return Part({}, {}, _rank_values(order))
+    return _describe(order, shard_name(order.rank), *complete_image(image, order.contents.layout))
+
+
+def complete_image(image: memoryview, layout: ShardLayout) -> tuple[FileEntry, Mapping[str, tuple[str, ...]]]:
+    """Put the header before the tensors of an image, which is then a shard byte for byte, and hash it.
+
+    Returns:
+        What a reader needs to verify the shard, and the hashes of each tensor's blocks by key.
+    """
     image[: len(layout.header)] = layout.header
-    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as hasher:
-        hashing = hasher.submit(hash_shard, image, layout)
-        name = order.written.write_shard(order.rank, image, layout.size_bytes)
-        file = FileEntry(size_bytes=layout.size_bytes, header_hash=hash_bytes(layout.header))
-        part = describe_part(name, order.contents.holdings, file, hashing.result())
-    return replace(part, rank_values=rank_values)
+    entry = FileEntry(size_bytes=layout.size_bytes, header_hash=hash_bytes(layout.header))
+    return entry, hash_shard(image, layout)
 
 
 def hash_shard(image: memoryview, layout: ShardLayout) -> dict[str, tuple[str, ...]]:
     """XXH3-128 of each block of each tensor, by key."""
     return {key: block_hashes(image[extent.begin : extent.end]) for key, extent in layout.extents.items()}
+
+
+def _write_shard(order: SaveOrder, image: memoryview, on_part: Callable[[Part], None]) -> Part:
+    """Store the shard while another thread hashes it; `on_part` hears of it also where the place does not take it."""
+    if not order.contents.holdings:
+        part = Part({}, {}, _rank_values(order))
+        on_part(part)
+        return part
+    layout = order.contents.layout
+    # Before both threads: what is written is what is hashed.
+    image[: len(layout.header)] = layout.header
+
+    def complete() -> tuple[FileEntry, Mapping[str, tuple[str, ...]]]:
+        found = complete_image(image, layout)
+        on_part(_describe(order, shard_name(order.rank), *found))
+        return found
+
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as hasher:
+        completing = hasher.submit(complete)
+        name = order.written.write_shard(order.rank, image, layout.size_bytes)
+        return _describe(order, name, *completing.result())
+
+
+def _describe(order: SaveOrder, name: str, file: FileEntry, hashes: Mapping[str, tuple[str, ...]]) -> Part:
+    return replace(describe_part(name, order.contents.holdings, file, hashes), rank_values=_rank_values(order))
+
+
+def _rank_values(order: SaveOrder) -> tuple[Any, ...]:
+    return () if order.rank_values is None else (order.rank_values,)
 
 
 def _await_parts(order: SaveOrder, patience: Patience) -> list[Part]:

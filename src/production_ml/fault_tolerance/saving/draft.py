@@ -69,6 +69,8 @@ class Drafting:
     admits: Callable[[int, int], bool] | None = None
     """Rank 0's: whether there is room for a step of so many bytes; None where nobody can tell."""
     cache: CaptureCache = field(default_factory=CaptureCache)
+    on_disk: bool = True
+    is_sent: bool = False
 
     def plan(self, inputs: SaveInputs) -> ShardPlan:
         """What this rank would write.
@@ -108,8 +110,9 @@ class Drafting:
         save_id = secrets.token_hex(8)
         try:
             captured, plan = self._capture(inputs)
-            self._check_room(step, plan)
-            lock = self.directory.begin(step, save_id) if self.rank == 0 else None
+            if self.on_disk:
+                self._check_room(step, plan)
+            lock = self.directory.begin(step, save_id) if self.rank == 0 and self.on_disk else None
             transfer = self.staging.begin(plan, deferrable)
         except SavingIsPausedError:
             raise
@@ -132,6 +135,8 @@ class Drafting:
             values=captured.values if self.rank == 0 else None,
             rank_values=captured.rank_values,
             contents=plan.contents,
+            on_disk=self.on_disk,
+            is_sent=self.is_sent,
         )
         return SaveDraft(order, transfer, lock, plan.fingerprint)
 

@@ -87,6 +87,10 @@ class SaveOrder:
     rank_values: Any
     """This rank's own, in JSON; None where there is nothing that differs by rank."""
     contents: ShardContents
+    on_disk: bool = True
+    """Whether it is written, or kept in memory alone."""
+    is_sent: bool = False
+    """Whether a peer on another node is sent a copy."""
 
     @property
     def written(self) -> SaveUnderWay:

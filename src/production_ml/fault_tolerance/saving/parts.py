@@ -46,7 +46,7 @@ def describe_part(
 
 def encode_part(part: Part) -> bytes:
     """What a rank tells once its shard is stored."""
-    return json.dumps(_part_json(part)).encode()
+    return json.dumps(part_json(part)).encode()
 
 
 def encode_failure(problem: str, errno: int | None = None) -> bytes:
@@ -67,9 +67,7 @@ def decode_part(rank: int, told: bytes) -> Part:
         )
         error.errno = document["errno"]
         raise error
-    files = {name: file_entry(entry) for name, entry in document["files"].items()}
-    tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
-    return Part(files, tensors, tuple(document["rank_values"]))
+    return part_from_json(document)
 
 
 def merge_parts(parts: Sequence[Part]) -> Part:
@@ -101,9 +99,17 @@ def merge_parts(parts: Sequence[Part]) -> Part:
     return Part(files, tensors, rank_values if len(rank_values) == len(parts) else ())
 
 
-def _part_json(part: Part) -> dict[str, Any]:
+def part_json(part: Part) -> dict[str, Any]:
+    """A part as JSON."""
     return {
         "files": {name: file_json(entry) for name, entry in part.files.items()},
         "tensors": {name: tensor_json(entry) for name, entry in part.tensors.items()},
         "rank_values": part.rank_values,
     }
+
+
+def part_from_json(document: dict[str, Any]) -> Part:
+    """What `part_json` was asked of."""
+    files = {name: file_entry(entry) for name, entry in document["files"].items()}
+    tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
+    return Part(files, tensors, tuple(document["rank_values"]))

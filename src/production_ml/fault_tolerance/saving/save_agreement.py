@@ -25,8 +25,12 @@ class Standing:
     """The save before this one found the disk full."""
 
 
-def agree(standing: Standing) -> SaveDraft | None:
+def agree(standing: Standing, *, call: str = "save") -> SaveDraft | None:
     """Hear from all ranks whether this save can begin.
+
+    Args:
+        standing: How this rank stands to it.
+        call: What the ranks are called for.
 
     Returns:
         What this rank writes; None where the save is left out for want of room, which is in the log already.
@@ -38,7 +42,7 @@ def agree(standing: Standing) -> SaveDraft | None:
     """
     agreed: SaveDraft | None = None
     try:
-        agreed = _agreed(standing, gather_json(_answer(standing), call="save"))
+        agreed = _agreed(standing, gather_json(_answer(standing), call=call))
     finally:
         if agreed is None and standing.draft is not None:
             standing.draft.abandon()

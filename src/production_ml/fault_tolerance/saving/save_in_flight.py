@@ -31,6 +31,8 @@ class Committed:
 
     step: int
     size_bytes: int
+    on_disk: bool = True
+    """False where it is kept in memory alone."""
 
 
 class SaveInFlight:
@@ -84,7 +86,7 @@ class SaveInFlight:
         if self.error is not None:
             report_failure(order.step, self.error)
         elif order.rank == 0:
-            self._follow_up(Committed(order.step, size_bytes))
+            self._follow_up(Committed(order.step, size_bytes, order.on_disk))
 
     @property
     def met_full_disk(self) -> bool:
@@ -95,7 +97,8 @@ class SaveInFlight:
         try:
             self._draft.transfer.run()
         except BaseException as problem:
-            give_up(self._draft.order, problem)
+            if self._draft.order.on_disk:
+                give_up(self._draft.order, problem)
             if self._draft.lock is not None:
                 self._draft.lock.release()
             raise
@@ -105,7 +108,7 @@ class SaveInFlight:
         try:
             return self._write_once(self._draft.lock)
         except CheckpointWriteError as error:
-            pause = self._disk_pause
+            pause = self._disk_pause if order.on_disk else None
             verdict = pause and pause.failed(error, step=order.step, needed_bytes=needed_bytes)
             # Other ranks have heard that it failed; alone, the image is still here, and is written again.
             if verdict is not Verdict.RETRY or order.world_size > 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from torch import nn
@@ -15,6 +16,8 @@ from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
+from production_ml.fault_tolerance.memory_copies.keeping import keeping
+from production_ml.fault_tolerance.memory_copies.ring import ImageRing
 from production_ml.fault_tolerance.saving.commit import GivenUpError
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, SavingIsPausedError
@@ -23,7 +26,7 @@ from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, gua
 from production_ml.fault_tolerance.saving.save_agreement import Standing, agree
 from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
-from production_ml.fault_tolerance.saving.staging import Staging, TornSaveError
+from production_ml.fault_tolerance.saving.staging import TornSaveError
 from production_ml.fault_tolerance.saving.writer.client import Writer
 
 _LOG: Final = logging.getLogger(__name__)
@@ -37,8 +40,9 @@ class Saver:
     Args:
         directory: Where to.
         asynchronous: Whether training goes on while they are written.
-        on_commit: Called on rank 0 after each commit.
+        on_commit: Called on rank 0 after each commit, and after each save that is kept in memory alone.
         disk_pause: What to do on a full disk; None where there is no disk.
+        memory_copies: How many of the newest steps are kept in memory too.
     """
 
     _drafting: Drafting | None
@@ -51,8 +55,10 @@ class Saver:
         asynchronous: bool,
         on_commit: OnCommit,
         disk_pause: DiskPause | None = None,
+        memory_copies: int = 0,
     ) -> None:
         self._directory = directory
+        self._memory_copies = memory_copies
         self._asynchronous = asynchronous
         self._on_commit = on_commit
         self._disk_pause = disk_pause
@@ -61,17 +67,21 @@ class Saver:
         self._may_defer = asynchronous
         self._begin_anew()
 
-    def save(self, inputs: SaveInputs) -> Mapping[str, float] | None:
-        """Save the state as it is now; see `CheckpointManager.save`.
+    def save(self, inputs: SaveInputs, *, on_disk: bool = True) -> Mapping[str, float] | None:
+        """Save the state as it is now; see `CheckpointManager.save` and `save_to_memory`.
 
         Returns:
             The metrics as numbers; None where the save was left out for want of room.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         self._leave_parents_things()
-        agreed = agree(self._standing(inputs))
+        before = self._ended()
+        call = "save" if on_disk else "save_to_memory"
+        self._ring.settle(self._writer, call=call)
+        agreed = agree(self._standing(inputs, before, on_disk=on_disk), call=call)
         if agreed is None:
             return None
+        self._ring.hold(agreed.order.save_id)
         self._gate.close_for(agreed.transfer)
         self._begin(agreed, started_seconds)
         return agreed.order.metrics
@@ -88,6 +98,10 @@ class Saver:
 
         if _has_hooks(optimizer):  # DeepSpeed's has none
             handle = optimizer.register_step_post_hook(prepare)
+
+    def forget(self, save_ids: Collection[str]) -> None:
+        """These copies in memory are not to be loaded, and not to be spared."""
+        self._writer.kept.difference_update(save_ids)
 
     def join(self) -> None:
         """Return when no save is under way; how it ended is told by the next call that may raise."""
@@ -130,7 +144,7 @@ class Saver:
                 self._preparing.join()
             self._gate.remove()
             self._writer.close()
-            self._staging.close()
+            self._ring.close()
             self._begin_anew()
 
     def _leave_parents_things(self) -> None:
@@ -140,9 +154,10 @@ class Saver:
             self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._staging = Staging()
+        self._ring = ImageRing(self._memory_copies)
+        self._staging = self._ring.next()
         self._gate = MutationGate()
-        self._writer = Writer()
+        self._writer = Writer(keeping(self._directory, self._memory_copies))
         self._drafting = None
         self._in_flight = None
         self._preparing: threading.Thread | None = None
@@ -160,19 +175,18 @@ class Saver:
             return None
         return ended
 
-    def _standing(self, inputs: SaveInputs) -> Standing:
+    def _standing(self, inputs: SaveInputs, before: SaveInFlight | None, *, on_disk: bool) -> Standing:
         met_full_disk = False
         try:
-            before = self._ended()
             if before is not None and before.error is not None:
                 met_full_disk = before.met_full_disk
                 if not met_full_disk:
                     return Standing(problem=before.error)
-            return Standing(draft=self._draft(inputs), met_full_disk=met_full_disk)
+            return Standing(draft=self._draft(inputs, on_disk=on_disk), met_full_disk=met_full_disk)
         except SavingIsPausedError:
             return Standing(is_paused=True, met_full_disk=met_full_disk)
         except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
-            if self._is_pause(inputs, error):
+            if on_disk and self._is_pause(inputs, error):
                 return Standing(is_paused=True, met_full_disk=met_full_disk)
             return Standing(problem=error, met_full_disk=met_full_disk)
 
@@ -220,11 +234,14 @@ class Saver:
         self._preparing = threading.Thread(target=work, name="checkpoint-prepare", daemon=True)
         self._preparing.start()
 
-    def _draft(self, inputs: SaveInputs) -> SaveDraft:
+    def _draft(self, inputs: SaveInputs, *, on_disk: bool) -> SaveDraft:
         if self._preparing is not None:
             self._preparing.join()
             self._preparing = None
         drafting = self._drafting_now()
+        self._staging = self._ring.next()
+        self._ring.announce(self._writer)
+        drafting = replace(drafting, staging=self._staging, on_disk=on_disk, is_sent=self._ring.is_sent)
         if drafting.rank == 0 and not self._leftovers_are_cleared:
             # Only before a save, as a reader has no say in it, and by rank 0 alone, for two would trip over each other.
             self._directory.remove_leftovers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -9,13 +10,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import production_ml
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.base import Claim
+from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
 from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
@@ -30,27 +33,91 @@ _START: Final = (
 _LOOK_SECONDS: Final = 0.2
 
 
-class Writer:
-    """Writes images in another process, one at a time. Used from one thread at a time."""
+_left_behind: Final[list[subprocess.Popen[bytes]]] = []
+"""Keepers that are to outlive this process."""
 
-    def __init__(self) -> None:
+
+@atexit.register
+def _let_go() -> None:
+    """Leave them to whoever inherits them: Popen has no word for that, and would warn of children that still run."""
+    for process in _left_behind:
+        process.returncode = process.poll() or 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keeping:
+    """What makes the process a keeper of copies in memory, which may outlive its trainer."""
+
+    place: MeetingPlace
+    local_rank: int
+    newest: int
+    """How many steps are kept."""
+    peer_host: str | None = None
+    """The address by which other nodes reach this one; None where there are none."""
+
+
+class Writer:
+    """Writes images in another process, one at a time. Used from one thread at a time.
+
+    Args:
+        keeping: Whether the process keeps what it is given for the run's next attempt.
+    """
+
+    def __init__(self, keeping: Keeping | None = None) -> None:
+        self._keeping = keeping
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._image_size = -1
+        self._image_sizes: dict[int, int] = {}
+        self.kept: set[str] = set()
+        """The ids of the saves that the process keeps in memory, and some that it has dropped since."""
         self._contents: ShardContents | None = None
         self._leave_within_seconds: float | None = None
 
     def prepare(self, image: ShardImage) -> None:
-        """Start the process, if it is not there, and let it map the image.
+        """Start the process, if it is not there, and let it map the image, which may be one of several.
 
         Raises:
             CheckpointWriteError: No process can be started.
         """
         if self._process is None or self._process.poll() is not None:
             self._start()
-        if self._channel is not None and self._image_size != len(image.data):
-            messages.send(self._channel, {"kind": "image"}, [image.descriptor])
-            self._image_size = len(image.data)
+        slot = image.descriptor
+        if self._channel is not None and self._image_sizes.get(slot) != len(image.data):
+            messages.send(self._channel, {"kind": "image", "slot": slot}, [slot])
+            self._image_sizes[slot] = len(image.data)
+
+    def transfers(self) -> dict[str, Any]:
+        """How the process is reached from other nodes, and what became of the copy that was to be sent; see `Keeper`.
+
+        Only to be asked while no save is under way.
+        """
+        if self._channel is not None and self._keeping is not None:
+            with contextlib.suppress(OSError):
+                messages.send(self._channel, {"kind": "transfers"})
+                received = messages.receive(self._channel)
+                if received is not None:
+                    return received[0]
+        return {}
+
+    def introduce(self, peer: Sequence[Any] | None) -> None:
+        """Say to which keeper of another node copies are to be sent."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                messages.send(self._channel, {"kind": "introduce", "peer": peer})
+
+    def reuse(self, image: ShardImage, *, agreed: int, replicated: bool = False) -> None:
+        """Say that an image is about to be written into, so that what it holds is kept no more.
+
+        Args:
+            image: The image.
+            agreed: How many steps of this training stand in for those of an earlier attempt.
+            replicated: Whether peers hold one of them.
+        """
+        if self._channel is not None and self._keeping is not None:
+            # A process that was killed keeps nothing; the next one is told when it has something.
+            with contextlib.suppress(OSError):
+                message = {"slot": image.descriptor, "agreed": agreed, "replicated": replicated}
+                messages.send(self._channel, {"kind": "reuse", **message})
 
     def write(self, order: SaveOrder, image: ShardImage, lock: Claim | None) -> int:
         """Write, and return when the checkpoint is committed.
@@ -70,7 +137,8 @@ class Writer:
             answer = self._await_written(order, image, lock)
         except BaseException as problem:
             # What the writer could not do it has told the other ranks itself; that it is gone it cannot tell.
-            give_up(order, problem)
+            if order.on_disk:
+                give_up(order, problem)
             raise
         finally:
             # Not when it begins: a script may have failed while what is written now was still being copied.
@@ -85,11 +153,13 @@ class Writer:
     def _await_written(self, order: SaveOrder, image: ShardImage, lock: Claim | None) -> dict[str, Any]:
         try:
             self.prepare(image)
-            answer = self._ask(order, lock)
+            answer = self._ask(order, image, lock)
         except OSError as problem:
             raise self._death(order) from problem
         if answer is None:
             raise self._death(order)
+        if answer["is_kept"]:
+            self.kept.add(order.save_id)
         return answer
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
@@ -104,7 +174,10 @@ class Writer:
                 self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
         if self._process is not None:
-            self._process.wait()
+            if self._keeping is not None and self._keeping.place.outlives_this_process:
+                _left_behind[:] = [left for left in (*_left_behind, self._process) if left.poll() is None]
+            else:
+                self._process.wait()
         self._process, self._channel = None, None
 
     def _start(self) -> None:
@@ -125,9 +198,23 @@ class Writer:
                 raise CheckpointWriteError(
                     f"The process that writes checkpoints cannot be started ({problem.strerror}).", meaning=UNCHANGED
                 ) from problem
-        self._channel, self._image_size, self._contents = mine, -1, None
+        self._channel, self._image_sizes, self._contents = mine, {}, None
+        self.kept.clear()
+        if self._keeping is not None:
+            place = self._keeping.place
+            message = {
+                "kind": "keep_copies",
+                "path": str(place.path),
+                "owner_pid": place.owner_pid,
+                "owner_start": place.owner_start,
+                "trainer_pid": os.getpid(),
+                "local_rank": self._keeping.local_rank,
+                "newest": self._keeping.newest,
+                "peer_host": self._keeping.peer_host,
+            }
+            messages.send(mine, message)
 
-    def _ask(self, order: SaveOrder, lock: Claim | None) -> dict[str, Any] | None:
+    def _ask(self, order: SaveOrder, image: ShardImage, lock: Claim | None) -> dict[str, Any] | None:
         channel = self._channel
         assert channel is not None  # noqa: S101 - prepare() has made it
         if self._contents is not order.contents:
@@ -143,6 +230,9 @@ class Writer:
             "metrics": order.metrics,
             "values": order.values,
             "rank_values": order.rank_values,
+            "on_disk": order.on_disk,
+            "slot": image.descriptor,
+            "is_sent": order.is_sent,
         }
         if lock is None or lock.descriptor is None:
             messages.send(channel, message)

@@ -29,8 +29,12 @@ def send(channel: socket.socket, message: dict[str, Any], descriptors: Sequence[
     channel.sendall(encoded)
 
 
-def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """Wait for one message and the descriptors that came with it; None when the other side is gone."""
+def receive(channel: socket.socket, most_bytes: int | None = None) -> tuple[dict[str, Any], list[int]] | None:
+    """Wait for one message and the descriptors that came with it; None when the other side is gone.
+
+    Raises:
+        ValueError: It is longer than `most_bytes`, or no message.
+    """
     space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
     descriptors: list[int] = []
     try:
@@ -44,6 +48,8 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         if len(prefix) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack(prefix)
+        if most_bytes is not None and length > most_bytes:
+            raise ValueError(length)
         encoded = _read(channel, length)
     except ConnectionError:
         return None

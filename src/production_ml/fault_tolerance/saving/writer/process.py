@@ -9,14 +9,19 @@ import select
 import signal
 import socket
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
-from production_ml.core.errors import CheckpointWriteError
+from production_ml.core.errors import CheckpointError, CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.places import open_place
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
-from production_ml.fault_tolerance.saving.commit import GivenUpError, carry_out
+from production_ml.fault_tolerance.memory_copies.keeper import Keeper
+from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
+from production_ml.fault_tolerance.saving.commit import GivenUpError, carry_out, complete_part
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
+from production_ml.fault_tolerance.saving.parts import Part
 from production_ml.fault_tolerance.saving.patience import Patience
 from production_ml.fault_tolerance.saving.writer import messages
 
@@ -35,7 +40,9 @@ class WriterProcess:
     def __init__(self, channel: socket.socket, trainer: list[int]) -> None:
         self._channel = channel
         self._trainer = trainer
-        self._image: ShardImage | None = None
+        self._images: dict[int, ShardImage] = {}
+        self._keeper: Keeper | None = None
+        self._no_keeper = CheckpointError("No copies are to be kept in memory.")
         self._contents: ShardContents | None = None
         self._patience = Patience()
         self._saving: threading.Thread | None = None
@@ -46,14 +53,20 @@ class WriterProcess:
             message, descriptors = received
             match message["kind"]:
                 case "image":
-                    self._map(descriptors[0])
+                    self._map(message["slot"], descriptors[0])
                 case "contents":
                     self._contents = ShardContents.from_json(message["holdings"])
                 case "save":
                     self._save(message, descriptors)
                 case "leave_soon":
                     self._patience.leave_soon(message["seconds"])
+                case "keep_copies":
+                    self._keep_copies(message)
+                case _ if self._keeper is not None:
+                    self._tell(self._keeper, message)
         self._patience.leave_soon(_ORPHAN_SECONDS)
+        if self._keeper is not None:
+            self._keeper.outlive()
         if self._saving is not None:
             self._saving.join()
 
@@ -63,10 +76,37 @@ class WriterProcess:
         ready, _, _ = select.select(watched, [], [])
         return messages.receive(self._channel) if self._channel.fileno() in ready else None
 
-    def _map(self, descriptor: int) -> None:
-        if self._image is not None:
-            self._image.close()
-        self._image = ShardImage(descriptor)
+    def _keep_copies(self, message: dict[str, Any]) -> None:
+        place = MeetingPlace(
+            path=Path(message["path"]), owner_pid=message["owner_pid"], owner_start=message["owner_start"]
+        )
+        try:
+            self._keeper = Keeper(
+                place,
+                local_rank=message["local_rank"],
+                newest=message["newest"],
+                trainer_pid=message["trainer_pid"],
+                trainer=self._trainer,
+                peer_host=message["peer_host"],
+            )
+        except CheckpointError as error:
+            self._no_keeper = error
+        except OSError as problem:
+            self._no_keeper = CheckpointError(f"{place.path}: copies cannot be kept in memory ({problem.strerror}).")
+
+    def _tell(self, keeper: Keeper, message: dict[str, Any]) -> None:
+        match message["kind"]:
+            case "reuse":
+                keeper.reuse(message)
+            case "introduce":
+                keeper.introduce(message["peer"])
+            case "transfers":
+                messages.send(self._channel, {"kind": "transfers", **keeper.transfers()})
+
+    def _map(self, slot: int, descriptor: int) -> None:
+        if slot in self._images:
+            self._images[slot].close()
+        self._images[slot] = ShardImage(descriptor)
 
     def _save(self, message: dict[str, Any], descriptors: list[int]) -> None:
         lock = SaveLock.adopt(descriptors[0]) if descriptors else None
@@ -81,23 +121,39 @@ class WriterProcess:
             values=message["values"],
             rank_values=message["rank_values"],
             contents=self._contents or ShardContents.of(()),
+            on_disk=message["on_disk"],
         )
-        self._saving = threading.Thread(target=self._carry_out, args=(order, self._patience, lock))
+        if self._keeper is not None:
+            self._keeper.begin()
+        arguments = (order, message["slot"], message["is_sent"], self._patience, lock)
+        self._saving = threading.Thread(target=self._carry_out, args=arguments)
         self._saving.start()
 
-    def _carry_out(self, order: SaveOrder, patience: Patience, lock: SaveLock | None) -> None:
-        image = memoryview(b"") if self._image is None else self._image.data
+    def _carry_out(self, order: SaveOrder, slot: int, is_sent: bool, patience: Patience, lock: SaveLock | None) -> None:
+        image = self._images.get(slot)
+        data = memoryview(b"") if image is None else image.data
+        keeper = self._keeper
+        is_kept = False
+
+        def keep(part: Part) -> None:
+            nonlocal is_kept
+            if keeper is not None:
+                descriptor = None if image is None else image.descriptor
+                keeper.keep(order, part, slot=slot, descriptor=descriptor, is_sent=is_sent)
+                keeper.end()
+                is_kept = True
+
         try:
-            manifest = carry_out(order, image, patience)
-            size_bytes = 0 if manifest is None else manifest.size_bytes
+            size_bytes = self._fulfil(order, data, patience, keep)
             answer: dict[str, Any] = {"kind": "saved", "size_bytes": size_bytes}
-        except CheckpointWriteError as error:
+        except CheckpointError as error:
+            number = error.errno if isinstance(error, CheckpointWriteError) else None
             answer = {
                 "kind": "failed",
                 "what": error.what,
                 "meaning": error.meaning,
                 "cure": error.cure,
-                "errno": error.errno,
+                "errno": number,
                 "is_given_up": isinstance(error, GivenUpError),
             }
         except Exception as problem:  # noqa: BLE001 - a thread has nobody to raise to: the trainer raises it
@@ -113,11 +169,24 @@ class WriterProcess:
         finally:
             if lock is not None:
                 lock.release()
+            if keeper is not None:
+                keeper.end()
         try:
-            messages.send(self._channel, answer)
+            messages.send(self._channel, {**answer, "is_kept": is_kept})
         except OSError:
             # The trainer died meanwhile. The checkpoint is there nevertheless, and the next start finds it.
             return
+
+    def _fulfil(self, order: SaveOrder, data: memoryview, patience: Patience, keep: Callable[[Part], None]) -> int:
+        """Write, or only keep; gives the size of what is there then."""
+        if order.on_disk:
+            manifest = carry_out(order, data, patience, keep)
+            return 0 if manifest is None else manifest.size_bytes
+        if self._keeper is None:
+            raise self._no_keeper
+        part = complete_part(order, data)
+        keep(part)
+        return sum(file.size_bytes for file in part.files.values())
 
 
 def main(channel_descriptor: int, *trainer: int) -> None:

@@ -60,3 +60,10 @@ def test_to_send_to_a_side_that_is_gone_is_an_error(pair):
 
     with pytest.raises(OSError, match="Broken pipe"):
         messages.send(pair[0], {"kind": "a"})
+
+
+def test_a_message_that_is_too_long_is_not_read(pair):
+    pair[0].sendall((1001).to_bytes(8, "little"))
+
+    with pytest.raises(ValueError, match="1001"):
+        messages.receive(pair[1], most_bytes=1000)

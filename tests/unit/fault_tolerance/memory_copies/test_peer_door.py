@@ -1,0 +1,114 @@
+"""Who knows the token leaves copies and fetches them; damage on the way is noticed, and strangers get nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+import pytest
+
+from production_ml.core.errors import DamagedCheckpointError
+from production_ml.fault_tolerance.memory_copies.kept import KeptCopies
+from production_ml.fault_tolerance.memory_copies.peer_door import PeerDoor, send_image, verify
+from production_ml.fault_tolerance.memory_copies.peer_visit import CopySender, fetch, visit
+from production_ml.fault_tolerance.memory_copies.record import decode_record
+from production_ml.fault_tolerance.memory_copies.visit import GoneError
+from production_ml.fault_tolerance.saving.writer import messages
+
+
+@pytest.fixture
+def peer():
+    """A keeper of another node."""
+    door = PeerDoor("127.0.0.1", KeptCopies(1))
+    door.start()
+    yield door
+    door.close()
+
+
+def flip(descriptor: int, position: int) -> None:
+    byte = os.pread(descriptor, 1, position)[0]
+    os.pwrite(descriptor, bytes([byte ^ 4]), position)
+
+
+def test_a_copy_is_left_with_a_peer_and_fetched_from_it_bit_by_bit(peer, copy_of):
+    copies = KeptCopies(1)
+    copies.add(copy := copy_of(3, save_id="aa", slot=1))
+    sender = CopySender(copies)
+    sender.introduce(peer.door)
+
+    sender.send("aa", 0)
+    record, descriptor = fetch(peer.door, "aa", 0, is_record_only=False)
+
+    assert record == copy.record
+    assert os.pread(descriptor, copy.size_bytes, 0) == os.pread(copy.descriptor, copy.size_bytes, 0)
+    verify(decode_record(record, step=3), descriptor)
+    os.close(descriptor)
+
+
+def test_a_copy_that_was_damaged_on_the_way_is_not_taken_in(peer, copy_of):
+    copy = copy_of(3)
+    flip(copy.descriptor, copy.size_bytes - 1)
+
+    with visit(peer.door) as channel:
+        messages.send(channel, {"kind": "offer", "record": copy.record})
+        send_image(channel, copy)
+        answer, _ = messages.receive(channel)
+
+    assert answer["kind"] == "damaged"
+    with pytest.raises(GoneError):
+        fetch(peer.door, copy.save_id, 0, is_record_only=True)
+
+
+def test_a_transfer_that_breaks_off_leaves_nothing(peer, copy_of):
+    copy = copy_of(3)
+
+    with visit(peer.door) as channel:
+        messages.send(channel, {"kind": "offer", "record": copy.record})
+        channel.sendall(bytes(100))
+
+    with pytest.raises(GoneError):
+        fetch(peer.door, copy.save_id, 0, is_record_only=True)
+
+
+def test_who_does_not_know_the_token_is_told_nothing(peer, copy_of):
+    stranger = peer.door._replace(token="0" * 32)
+
+    with pytest.raises(GoneError):
+        fetch(stranger, copy_of(3).save_id, 0, is_record_only=True)
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET / HTTP/1.1\r\n\r\n", struct.pack("<Q", 1 << 60), struct.pack("<Q", 4) + b"1234"]
+)
+def test_whatever_a_stranger_says_it_is_hung_up_on_and_others_are_served(peer, copy_of, said):
+    with socket.create_connection((peer.door.host, peer.door.port), timeout=10) as stranger:
+        stranger.sendall(said)
+        assert hung_up(stranger)
+
+    with visit(peer.door) as channel:
+        messages.send(channel, {"kind": "fetch", "save_id": "aa", "rank": 0, "is_record_only": True})
+        assert messages.receive(channel)[0] == {"kind": "gone"}
+
+
+def hung_up(channel: socket.socket) -> bool:
+    try:
+        return channel.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_flipped_bit_is_damage(copy_of, rng):
+    copy = copy_of(3)
+    flip(copy.descriptor, rng.randrange(copy.size_bytes))
+
+    with pytest.raises(DamagedCheckpointError):
+        verify(decode_record(copy.record, step=3), copy.descriptor)
+
+
+def test_without_a_peer_nothing_is_sent(copy_of):
+    copies = KeptCopies(1)
+    copies.add(copy_of(3, save_id="aa", slot=1))
+
+    with pytest.raises(GoneError, match="no peer"):
+        CopySender(copies).send("aa", 0)
