@@ -12,24 +12,22 @@ from typing import Any, Final, Literal, get_args
 from torch import nn
 from torch.optim import Optimizer
 
-from production_ml.core.clock import SYSTEM_CLOCK, iso_utc
+from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, ConfigError
-from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.agreement import rank_and_world_size
+from production_ml.fault_tolerance.checkpoint_events import report_kept, report_loaded, report_saved
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.places import open_place
-from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.checkpoint_state.restoring import Restoration, plan_restoration
 from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
 from production_ml.fault_tolerance.full_checkpoints import FullCheckpoints
-from production_ml.fault_tolerance.loading.damage_report import describe
-from production_ml.fault_tolerance.loading.newest_good import Search, apply_on_all, search
+from production_ml.fault_tolerance.loading.newest_good import apply_on_all, search
 from production_ml.fault_tolerance.loading.reading import Verify
+from production_ml.fault_tolerance.loading.setting_aside import set_damaged_aside
 from production_ml.fault_tolerance.memory_copies.found import NOTHING_FOUND, find_copies
 from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
-from production_ml.fault_tolerance.memory_copies.record import copy_name
 from production_ml.fault_tolerance.retention import KeepBest, KeepLast, KeepPolicy, Pruning
 from production_ml.fault_tolerance.save_schedule import EveryEpochs, SavePolicy, SaveSchedule, parse_save_every
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause
@@ -248,8 +246,7 @@ class CheckpointManager:
         copies = find_copies(MeetingPlace.of(self._directory.url)) if self._memory_copies else NOTHING_FOUND
         found = search(self._directory, plan, rank=rank, world_size=world_size, verify=self._verify, copies=copies)
         if rank == 0:
-            self._set_damaged_aside(found)
-            self._report_damaged_copies(found)
+            set_damaged_aside(self._directory, found)
         if optimizer is not None:
             self._saver.expect_training(model, optimizer)
         by_place = (found.misnamed, *found.damaged_copies.values(), *found.damaged.values())
@@ -263,7 +260,7 @@ class CheckpointManager:
         extras = apply_on_all(found.newest_good)
         if rank == 0:
             duration_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
-            self._report_loaded(manifest.step, found.newest_good.source, duration_seconds)
+            report_loaded(self._directory, manifest.step, found.newest_good.source, duration_seconds)
         return ResumeState({"step": manifest.step, "metrics": dict(manifest.metrics), **extras}, damaged)
 
     @property
@@ -309,94 +306,16 @@ class CheckpointManager:
             return None
         return DiskPause(self._directory.path, make_room=lambda step: self._pruning.make_room(coming=step))
 
-    def _set_damaged_aside(self, found: Search) -> None:
-        resumed_step = found.newest_good.manifest.step if found.newest_good else None
-        for step, damage in found.damaged.items():
-            kept_in = self._quarantine(step, damage)
-            message = describe(step, damage, resumed_step=resumed_step, kept_in=kept_in, directory=self._directory.url)
-            first = damage[0]
-            log_event(
-                _LOG,
-                "checkpoint_damaged",
-                message,
-                level=logging.WARNING,
-                step=step,
-                file=first.file,
-                tensor=first.tensor,
-                problem=first.problem,
-                quarantined_to=str(kept_in) if kept_in else None,
-            )
-
-    def _quarantine(self, step: int, damage: list[Damage]) -> object | None:
-        found_at = iso_utc(SYSTEM_CLOCK.wall_seconds())
-        reason = {"step": step, "found_at": found_at, "damage": [found.to_dict() for found in damage]}
-        try:
-            return self._directory.quarantine(step, reason)
-        except OSError as problem:
-            # A disk that is mounted read-only after an error: resuming matters more than tidiness.
-            _LOG.warning("%s: cannot be moved to quarantine (%s)", self._directory.committed(step), problem.strerror)
-            return None
-
-    def _report_damaged_copies(self, found: Search) -> None:
-        resumed_step = found.newest_good.manifest.step if found.newest_good else 0
-        for damage in found.damaged_copies.values():
-            first = damage[0]
-            log_event(
-                _LOG,
-                "checkpoint_damaged",
-                f"{first}\nThe copy of step {first.step} in memory is passed over. Resuming from step {resumed_step}.\n"
-                "Memory that flips bits damages training too: look for corrected and uncorrected errors (edac-util, "
-                "rasdaemon).",
-                level=logging.WARNING,
-                step=first.step,
-                file=first.file,
-                tensor=first.tensor,
-                problem=first.problem,
-                quarantined_to=None,
-            )
-
-    def _report_loaded(self, step: int, source: str, duration_seconds: float) -> None:
-        path = str(self._directory.committed(step)) if source == "disk" else copy_name(step)
-        where = path if source == "disk" else "in memory" if source == "memory" else "in another node's memory"
-        log_event(
-            _LOG,
-            "checkpoint_loaded",
-            f"Resuming from step {step} ({where})",
-            step=step,
-            source=source,
-            duration_seconds=duration_seconds,
-            path=path,
-        )
-
     def _follow_up(self, committed: Committed, duration_seconds: float, stall_seconds: float) -> None:
         if not committed.on_disk:
-            log_event(
-                _LOG,
-                "checkpoint_kept",
-                f"Keeping step {committed.step} in memory",
-                level=logging.DEBUG,
-                step=committed.step,
-                duration_seconds=duration_seconds,
-                stall_seconds=stall_seconds,
-                size_bytes=committed.size_bytes,
-            )
+            report_kept(committed, duration_seconds, stall_seconds)
             return
         self._schedule.written()
         self._full.write(committed.step)
         try:
             self._pruning.prune(just_committed=committed.step)
         finally:
-            path = str(self._directory.committed(committed.step))
-            log_event(
-                _LOG,
-                "checkpoint_saved",
-                f"Saved step {committed.step} to {path}",
-                step=committed.step,
-                duration_seconds=duration_seconds,
-                stall_seconds=stall_seconds,
-                size_bytes=committed.size_bytes,
-                path=path,
-            )
+            report_saved(self._directory, committed, duration_seconds, stall_seconds)
 
     def _warn_of_missing_metric(self, metrics: Mapping[str, float]) -> None:
         if self._best_metric is not None and self._best_metric not in metrics:
