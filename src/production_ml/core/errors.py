@@ -107,9 +107,11 @@ class CheckpointWriteError(CheckpointError):
 
     Attributes:
         errno: What the file system said, as in `errno`; None where it was something else.
+        is_healed: What caused it cannot happen again, so that there is nothing to raise; the log tells of it.
     """
 
     errno: int | None = None
+    is_healed: bool = False
 
 
 class CheckpointMismatchError(CheckpointError):

@@ -24,9 +24,9 @@ def set_damaged_aside(place: CheckpointPlace, found: Search) -> None:
         message = describe(step, damage, resumed_step=resumed_step, kept_in=kept_in, directory=place.url)
         _tell(damage[0], message, quarantined_to=str(kept_in) if kept_in else None)
     for damage in found.damaged_copies.values():
-        first = damage[0]
+        first, step = damage[0], resumed_step or 0
         message = (
-            f"{first}\nThe copy of step {first.step} in memory is passed over. Resuming from step {resumed_step or 0}.\n"
+            f"{first}\nThe copy of step {first.step} in memory is passed over. Resuming from step {step}.\n"
             "Memory that flips bits damages training too: look for corrected and uncorrected errors (edac-util, "
             "rasdaemon)."
         )

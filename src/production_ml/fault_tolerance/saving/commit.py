@@ -70,7 +70,7 @@ def give_up(order: SaveOrder, problem: BaseException) -> None:
         if order.rank == 0:
             order.directory.abandon(order.written)
         else:
-            order.written.write_part(order.rank, encode_failure(_reason(problem), getattr(problem, "errno", None)))
+            order.written.write_part(order.rank, _failure(problem))
 
 
 def _lead(order: SaveOrder, image: memoryview, patience: Patience, on_part: Callable[[Part], None]) -> Manifest:
@@ -103,7 +103,7 @@ def _follow(order: SaveOrder, image: memoryview, patience: Patience, on_part: Ca
         with contextlib.suppress(OSError):
             order.written.withdraw(order.rank)
         with contextlib.suppress(OSError):
-            order.written.write_part(order.rank, encode_failure(_reason(problem), getattr(problem, "errno", None)))
+            order.written.write_part(order.rank, _failure(problem))
         raise
     _await_commit(order, patience)
 
@@ -193,6 +193,11 @@ def _await_commit(order: SaveOrder, patience: Patience) -> None:
                 meaning=UNCHANGED,
                 cure="Rank 0's log says why (event checkpoint_save_failed).",
             )
+
+
+def _failure(problem: BaseException) -> bytes:
+    errno, is_healed = getattr(problem, "errno", None), getattr(problem, "is_healed", False)
+    return encode_failure(_reason(problem), errno=errno, is_healed=is_healed)
 
 
 def _reason(problem: BaseException) -> str:

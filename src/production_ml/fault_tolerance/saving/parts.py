@@ -49,9 +49,9 @@ def encode_part(part: Part) -> bytes:
     return json.dumps(part_json(part)).encode()
 
 
-def encode_failure(problem: str, errno: int | None = None) -> bytes:
-    """What a rank tells where its shard will not come, with the system's number for why."""
-    return json.dumps({"problem": problem, "errno": errno}).encode()
+def encode_failure(problem: str, *, errno: int | None = None, is_healed: bool = False) -> bytes:
+    """What a rank tells where its shard will not come; the rest is as in `CheckpointWriteError`."""
+    return json.dumps({"problem": problem, "errno": errno, "is_healed": is_healed}).encode()
 
 
 def decode_part(rank: int, told: bytes) -> Part:
@@ -65,7 +65,7 @@ def decode_part(rank: int, told: bytes) -> Part:
         error = CheckpointWriteError(
             f"Rank {rank} could not write its shard: {document['problem']}.", meaning=UNCHANGED
         )
-        error.errno = document["errno"]
+        error.errno, error.is_healed = document["errno"], document["is_healed"]
         raise error
     return part_from_json(document)
 

@@ -21,8 +21,10 @@ class Standing:
     """Why there is no draft, be it that the save before failed."""
     is_paused: bool = False
     """Rank 0's disk has no room for it."""
-    met_full_disk: bool = False
-    """The save before this one found the disk full."""
+    given_up: GivenUpError | None = None
+    """Rank 0 gave the save before this one up, and this rank does not know why."""
+    is_excused: bool = False
+    """The save before this one failed here in a way that is no error, such as a full disk."""
 
 
 def agree(standing: Standing, *, call: str = "save") -> SaveDraft | None:
@@ -50,29 +52,37 @@ def agree(standing: Standing, *, call: str = "save") -> SaveDraft | None:
 
 
 def _answer(standing: Standing) -> dict[str, Any]:
-    facts: dict[str, Any] = {"is_paused": standing.is_paused, "met_full_disk": standing.met_full_disk}
+    facts: dict[str, Any] = {"is_paused": standing.is_paused, "is_excused": standing.is_excused}
+    if standing.given_up is not None:
+        facts["given_up"] = told(standing.given_up)
     if standing.problem is not None:
-        is_given_up = isinstance(standing.problem, GivenUpError)
-        return {**facts, "problem": told(standing.problem), "is_given_up": is_given_up}
-    if standing.draft is not None:
+        facts["problem"] = told(standing.problem)
+    elif standing.draft is not None:
         order = standing.draft.order
         facts |= {"step": order.step, "save_id": order.save_id, "fingerprint": standing.draft.fingerprint}
     return facts
 
 
 def _agreed(standing: Standing, answers: list[dict[str, Any]]) -> SaveDraft | None:
-    problems = [answer for answer in answers if "problem" in answer]
-    met_full_disk = any(answer["met_full_disk"] for answer in answers)
-    if met_full_disk and problems and all(answer["is_given_up"] for answer in problems):
-        # One disk was full, so rank 0 gave the save up, which is all that these ranks have to tell.
-        return None
-    if not problems and any(answer["is_paused"] for answer in answers):
+    has_problem = any("problem" in answer for answer in answers)
+    if not has_problem and not any(answer["is_excused"] for answer in answers):
+        # Nobody can say why: where rank 0 had met an error, it would be the one to raise.
+        _raise_given_up(standing, answers)
+    if not has_problem and any(answer["is_paused"] for answer in answers):
         return None
     refusal = _refusal(answers)
     if standing.problem is not None or refusal or standing.draft is None:
         raise standing.problem or CheckpointWriteError(refusal, meaning=UNCHANGED)
     order = replace(standing.draft.order, save_id=answers[0]["save_id"])
     return replace(standing.draft, order=order)
+
+
+def _raise_given_up(standing: Standing, answers: list[dict[str, Any]]) -> None:
+    if standing.given_up is not None:
+        raise standing.given_up
+    for rank, answer in enumerate(answers):
+        if "given_up" in answer:
+            raise CheckpointWriteError(f"Rank {rank} cannot save: {answer['given_up']}", meaning=UNCHANGED)
 
 
 def _refusal(answers: list[dict[str, Any]]) -> str:

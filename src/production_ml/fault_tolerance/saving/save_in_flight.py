@@ -89,9 +89,9 @@ class SaveInFlight:
             self._follow_up(Committed(order.step, size_bytes, order.on_disk))
 
     @property
-    def met_full_disk(self) -> bool:
-        """Whether it failed for want of room; that is no error to raise, for the disk's pause has told of it."""
-        return self.error is not None and full_disk_error(self.error) is not None
+    def is_excused(self) -> bool:
+        """Whether it failed in a way that is no error to raise: for want of room, or by what cannot happen again."""
+        return self.error is not None and (self.error.is_healed or full_disk_error(self.error) is not None)
 
     def _copy(self) -> None:
         try:

@@ -117,7 +117,7 @@ class Saver:
         """
         self._leave_parents_things()
         ended = self._ended()
-        if ended is None or ended.error is None or ended.met_full_disk:
+        if ended is None or ended.error is None or ended.is_excused:
             return
         if isinstance(ended.error, GivenUpError):
             # Rank 0 knows why, and raises it where it is an error; a full disk on its side is none.
@@ -172,23 +172,24 @@ class Saver:
         if isinstance(ended.error, TornSaveError):
             # It is in the log, and cannot happen again: nothing is gained by ending a training over it.
             self._may_defer = False
-            return None
         return ended
 
     def _standing(self, inputs: SaveInputs, before: SaveInFlight | None, *, on_disk: bool) -> Standing:
-        met_full_disk = False
+        error = None if before is None else before.error
+        of_before = Standing(
+            given_up=error if isinstance(error, GivenUpError) else None,
+            is_excused=before is not None and before.is_excused,
+        )
+        if error is not None and not of_before.is_excused and of_before.given_up is None:
+            return Standing(problem=error)
         try:
-            if before is not None and before.error is not None:
-                met_full_disk = before.met_full_disk
-                if not met_full_disk:
-                    return Standing(problem=before.error)
-            return Standing(draft=self._draft(inputs, on_disk=on_disk), met_full_disk=met_full_disk)
+            return replace(of_before, draft=self._draft(inputs, on_disk=on_disk))
         except SavingIsPausedError:
-            return Standing(is_paused=True, met_full_disk=met_full_disk)
-        except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
-            if on_disk and self._is_pause(inputs, error):
-                return Standing(is_paused=True, met_full_disk=met_full_disk)
-            return Standing(problem=error, met_full_disk=met_full_disk)
+            return replace(of_before, is_paused=True)
+        except Exception as problem:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
+            if on_disk and self._is_pause(inputs, problem):
+                return replace(of_before, is_paused=True)
+            return replace(of_before, problem=problem)
 
     def _is_pause(self, inputs: SaveInputs, error: Exception) -> bool:
         """Whether the disk was too full even for the directory of the save."""

@@ -101,6 +101,8 @@ class Transfer:
 class TornSaveError(CheckpointWriteError):
     """Training changed tensors in place while they were being copied, other than by `optimizer.step()`."""
 
+    is_healed = True
+
     def __init__(self, names: list[str]) -> None:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         super().__init__(

@@ -144,9 +144,9 @@ class Writer:
             # Not when it begins: a script may have failed while what is written now was still being copied.
             self._leave_within_seconds = None
         if answer["kind"] == "failed":
-            kind = GivenUpError if answer.get("is_given_up") else CheckpointWriteError
+            kind = GivenUpError if answer["is_given_up"] else CheckpointWriteError
             error = kind(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
-            error.errno = answer["errno"]
+            error.errno, error.is_healed = answer["errno"], answer["is_healed"]
             raise error
         return int(answer["size_bytes"])
 

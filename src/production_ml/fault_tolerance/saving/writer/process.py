@@ -154,6 +154,7 @@ class WriterProcess:
                 "meaning": error.meaning,
                 "cure": error.cure,
                 "errno": number,
+                "is_healed": isinstance(error, CheckpointWriteError) and error.is_healed,
                 "is_given_up": isinstance(error, GivenUpError),
             }
         except Exception as problem:  # noqa: BLE001 - a thread has nobody to raise to: the trainer raises it
@@ -164,6 +165,7 @@ class WriterProcess:
                 "meaning": UNCHANGED,
                 "cure": "",
                 "errno": None,
+                "is_healed": False,
                 "is_given_up": False,
             }
         finally:
