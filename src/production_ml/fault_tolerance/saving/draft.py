@@ -113,7 +113,10 @@ class Drafting:
                 with contextlib.suppress(OSError):
                     self.directory.abandon(self.directory.incomplete(step, save_id))
                 lock.release()
-            raise self._told(step, problem) from problem
+            error = self._told(step, problem)
+            if error is problem:
+                raise
+            raise error from problem
         order = SaveOrder(
             directory=self.directory,
             step=step,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
@@ -59,6 +61,7 @@ class Saver:
         self._committed_bytes = 0
         self._leftovers_are_cleared = False
         self._may_defer = asynchronous
+        self._expecting: RemovableHandle | None = None
         self._begin_anew()
 
     def save(self, inputs: SaveInputs) -> Mapping[str, float] | None:
@@ -81,12 +84,21 @@ class Saver:
 
         So the first save is no slower than the others, and who never trains pays nothing.
         """
+        # The optimizer may outlive a manager that is dropped without close(), and must not keep its memory.
+        saver = weakref.ref(self)
 
         def prepare(*_: Any) -> None:
             handle.remove()
-            self._prepare(SaveInputs(model, optimizer, 0, {}, {}))
+            if (waiting := saver()) is not None:
+                waiting._prepare(SaveInputs(model, optimizer, 0, {}, {}))
 
-        handle = optimizer.register_step_post_hook(prepare)
+        self._stop_expecting()
+        handle = self._expecting = optimizer.register_step_post_hook(prepare)
+
+    def _stop_expecting(self) -> None:
+        if self._expecting is not None:
+            self._expecting.remove()
+            self._expecting = None
 
     def join(self) -> None:
         """Return when no save is under way; how it ended is told by the next call that may raise."""
@@ -127,6 +139,7 @@ class Saver:
         finally:
             if self._preparing is not None:
                 self._preparing.join()
+            self._stop_expecting()
             self._gate.remove()
             self._writer.close()
             self._staging.close()
