@@ -8,20 +8,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from production_ml.fault_tolerance.saving.shard_writer import write_shard
 from torch import nn
 
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry, Manifest
-from production_ml.fault_tolerance.saving.commit import carry_out
+from production_ml.fault_tolerance.checkpoint_format.shard_writing import write_shard_file
+from production_ml.fault_tolerance.saving.commit import carry_out, hash_shard
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import Holding, SaveOrder, ShardContents
 from production_ml.fault_tolerance.saving.patience import Patience
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlan, ShardPlanner
 from production_ml.fault_tolerance.saving.staging import Staging
+from production_ml.storage.hashing import hash_bytes
 
 Trained = tuple[nn.Module, torch.optim.Optimizer]
 
@@ -126,9 +128,13 @@ def write_tensors() -> Callable[[Path, dict[str, torch.Tensor]], tuple[FileEntry
         staging = Staging()
         plan = ShardPlanner(rank=0).plan(tensors)
         staging.begin(plan, frozenset()).run()
-        written = write_shard(path, staging.image.data, plan.contents.layout)
+        image, layout = staging.image.data, plan.contents.layout
+        image[: len(layout.header)] = layout.header
+        write_shard_file(path, image, layout.size_bytes)
+        hashes = hash_shard(image, layout)
+        del image
         staging.close()
-        return written
+        return FileEntry(size_bytes=layout.size_bytes, header_hash=hash_bytes(layout.header)), hashes
 
     return write
 
@@ -137,9 +143,9 @@ def write_tensors() -> Callable[[Path, dict[str, torch.Tensor]], tuple[FileEntry
 def commit_step(directory: CheckpointDirectory, share_of: Callable[..., Share]) -> Callable[..., None]:
     """Commit a checkpoint of one rank."""
 
-    def commit(step: int = 1, *, save_id: str = "00ff", tensors: dict[str, torch.Tensor] | None = None) -> None:
+    def commit(step: int = 1, *, save_id: str = "00ff", **given: Any) -> None:
         lock = directory.begin(step, save_id)
-        share_of(step, save_id=save_id, tensors=tensors).carry_out()
+        share_of(step, save_id=save_id, **given).carry_out()
         lock.release()
 
     return commit

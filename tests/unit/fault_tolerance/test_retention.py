@@ -145,9 +145,9 @@ def test_an_unknown_mode_is_refused():
 
 @pytest.fixture
 def commit(commit_step):
-    def commit(*steps: int) -> None:
+    def commit(*steps: int, **metrics: float) -> None:
         for step in steps:
-            commit_step(step)
+            commit_step(step, metrics=metrics)
 
     return commit
 
@@ -181,8 +181,8 @@ def test_a_checkpoint_whose_manifest_is_damaged_is_neither_counted_nor_deleted(d
     assert directory.steps() == [1, 3]
 
 
-def test_a_newest_checkpoint_that_is_not_whole_does_not_cost_the_good_one_before_it(directory, order_of, caplog):
-    commit(directory, order_of, 1, 2, 3)
+def test_a_newest_checkpoint_that_is_not_whole_does_not_cost_the_good_one_before_it(directory, commit, caplog):
+    commit(1, 2, 3)
     (directory.committed(3) / "rank-00000.safetensors").unlink()
     pruning = Pruning(directory, [KeepLast(n=1)])
 
@@ -198,8 +198,8 @@ def test_a_newest_checkpoint_that_is_not_whole_does_not_cost_the_good_one_before
     assert caplog.text.count("step-00000003: a file is missing or has another size") == 1
 
 
-def test_what_is_being_read_is_passed_over_until_it_is_read(directory, order_of):
-    commit(directory, order_of, 1, 2, 3)
+def test_what_is_being_read_is_passed_over_until_it_is_read(directory, commit):
+    commit(1, 2, 3)
     pruning = Pruning(directory, [KeepLast(n=1)])
 
     with read_lease(directory.committed(1)):
@@ -208,20 +208,19 @@ def test_what_is_being_read_is_passed_over_until_it_is_read(directory, order_of)
     assert pruning.prune() == [1]
 
 
-def test_room_is_made_by_what_the_coming_commit_would_let_go_of(directory, order_of):
-    commit(directory, order_of, 1, 2, 3)
+def test_room_is_made_by_what_the_coming_commit_would_let_go_of(directory, commit):
+    commit(1, 2, 3)
     directory.begin(4, "dead").release()
 
     assert Pruning(directory, [KeepLast(n=3)]).make_room(coming=4) == [1]
 
     assert directory.steps() == [2, 3]
-    assert not directory.incomplete(4, "dead").exists()
+    assert not directory.incomplete(4, "dead").path.exists()
 
 
-def test_making_room_for_a_save_that_may_fail_keeps_the_newest_and_the_best(directory, order_of):
+def test_making_room_for_a_save_that_may_fail_keeps_the_newest_and_the_best(directory, commit):
     for step, loss in ((1, 0.5), (2, 0.1), (3, 0.4), (4, 0.3)):
-        directory.begin(step, "00ff").release()
-        carry_out(order_of(step, metrics={"loss": loss}), Patience())
+        commit(step, loss=loss)
     pruning = Pruning(directory, [KeepLast(n=1), KeepBest(metric="loss")])
 
     assert pruning.make_room(coming=5) == [1, 3]

@@ -61,8 +61,8 @@ def full_disk_error(problem: BaseException) -> OSError | None:
 
 
 def _causes(problem: BaseException | None) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    while problem is not None and problem not in seen:
-        seen.append(problem)
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:  # `raise error from error` makes a circle
+        seen.add(id(problem))
         yield problem
         problem = problem.__cause__

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError
@@ -65,6 +67,7 @@ class Saver:
         self._committed_bytes = 0
         self._leftovers_are_cleared = False
         self._may_defer = asynchronous
+        self._expecting: RemovableHandle | None = None
         self._begin_anew()
 
     def save(self, inputs: SaveInputs, *, on_disk: bool = True) -> Mapping[str, float] | None:
@@ -91,13 +94,22 @@ class Saver:
 
         So the first save is no slower than the others, and who never trains pays nothing.
         """
+        # The optimizer may outlive a manager that is dropped without close(), and must not keep its memory.
+        saver = weakref.ref(self)
 
         def prepare(*_: Any) -> None:
             handle.remove()
-            self._prepare(SaveInputs(model, optimizer, 0, {}, {}))
+            if (waiting := saver()) is not None:
+                waiting._prepare(SaveInputs(model, optimizer, 0, {}, {}))
 
+        self._stop_expecting()
         if _has_hooks(optimizer):  # DeepSpeed's has none
-            handle = optimizer.register_step_post_hook(prepare)
+            handle = self._expecting = optimizer.register_step_post_hook(prepare)
+
+    def _stop_expecting(self) -> None:
+        if self._expecting is not None:
+            self._expecting.remove()
+            self._expecting = None
 
     def forget(self, save_ids: Collection[str]) -> None:
         """These copies in memory are not to be loaded, and not to be spared."""
@@ -142,6 +154,7 @@ class Saver:
         finally:
             if self._preparing is not None:
                 self._preparing.join()
+            self._stop_expecting()
             self._gate.remove()
             self._writer.close()
             self._ring.close()

@@ -120,7 +120,7 @@ class ShardPlanner:
             if (known := before.get(name)) is None or not known.is_true_of(tensor)
         ]
         looked_at = {name: self._look_at(name, tensors[name], pieces.get(name)) for name in changed}
-        if len(before) == len(tensors) and all(self._is_alike(name, known) for name, known in looked_at.items()):
+        if len(before) == len(tensors) and self._are_alike(looked_at):
             # New tensors in the places of old ones, as the state of a random generator is at each save.
             before.update(looked_at)
             for name, known in looked_at.items():
@@ -140,6 +140,15 @@ class ShardPlanner:
             return _Known(tensor, local, *place, piece.box, local_data(tensor), piece.name, piece.shape, is_own=True)
         box = local_box(tensor) if self._is_mine(tensor) else None
         return _Known(tensor, local, *place, box, local_data(tensor), name, tuple(tensor.shape), is_own=False)
+
+    def _are_alike(self, looked_at: Mapping[str, _Known]) -> bool:
+        """Whether the plan stands with these in the places of those before them."""
+        # What stands for the same memory as another is written once; a tie may be new.
+        pointers = {known.pointer for known in looked_at.values() if known.box is not None and known.data.numel()}
+        now = (looked_at.get(name, known) for name, known in self._known.items())
+        places = [known.place for known in now if known.pointer in pointers and known.box is not None]
+        is_tied = len(set(places)) < len(places)
+        return not is_tied and all(self._is_alike(name, known) for name, known in looked_at.items())
 
     def _is_alike(self, name: str, known: _Known) -> bool:
         """Whether a changed tensor takes the same place in the shard as the one before it."""

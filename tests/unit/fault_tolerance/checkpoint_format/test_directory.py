@@ -11,10 +11,9 @@ import pytest
 
 from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.directory_save import DirectorySave
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.read_lease import read_lease
-from production_ml.fault_tolerance.saving.commit import carry_out
-from production_ml.fault_tolerance.saving.patience import Patience
 
 
 def manifest_of(step: int, save_id: str = "a1") -> Manifest:
@@ -119,11 +118,11 @@ def test_a_save_that_is_under_way_in_a_living_process_is_not_touched(directory):
     lock = directory.begin(2, "live")
 
     CheckpointDirectory(directory.path).remove_leftovers()
-    assert directory.incomplete(2, "live").exists()
+    assert directory.incomplete(2, "live").path.exists()
 
     lock.release()
     CheckpointDirectory(directory.path).remove_leftovers()
-    assert not directory.incomplete(2, "live").exists()
+    assert not directory.incomplete(2, "live").path.exists()
 
 
 def test_a_process_that_was_killed_holds_no_lock(directory):
@@ -132,25 +131,25 @@ def test_a_process_that_was_killed_holds_no_lock(directory):
         "import fcntl, os, signal, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX);"
         "print('held', flush=True); signal.pause()"
     )
-    command = [sys.executable, "-c", code, str(directory.incomplete(2, "other") / "save.lock")]
+    command = [sys.executable, "-c", code, str(directory.incomplete(2, "other").path / "save.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         directory.remove_leftovers()
-        assert directory.incomplete(2, "other").exists()
+        assert directory.incomplete(2, "other").path.exists()
         process.kill()
 
     directory.remove_leftovers()
-    assert not directory.incomplete(2, "other").exists()
+    assert not directory.incomplete(2, "other").path.exists()
 
 
 def test_a_save_of_another_host_is_not_removed_though_its_lock_is_not_known_here(directory):
     directory.begin(2, "far").release()
-    (directory.incomplete(2, "far") / "save.lock").write_text("another-host 1\n")
+    (directory.incomplete(2, "far").path / "save.lock").write_text("another-host 1\n")
 
     directory.remove_leftovers()
 
-    assert directory.incomplete(2, "far").exists()
+    assert directory.incomplete(2, "far").path.exists()
 
 
 def test_the_replacement_of_a_living_save_is_left_to_it(directory):
@@ -216,10 +215,8 @@ def test_what_is_being_read_is_not_removed(directory):
     ],
     ids=["shard missing", "shard cut off", "manifest missing", "manifest damaged"],
 )
-def test_a_checkpoint_that_lacks_something_is_not_whole(directory, order_of, break_it):
-    order = order_of(1)
-    directory.begin(1, order.save_id).release()
-    carry_out(order, Patience())
+def test_a_checkpoint_that_lacks_something_is_not_whole(directory, commit_step, break_it):
+    commit_step(1)
     assert directory.is_whole(1)
 
     break_it(directory.committed(1))
@@ -231,7 +228,7 @@ def test_a_checkpoint_that_lacks_something_is_not_whole(directory, order_of, bre
 def test_a_replacement_whose_rename_fails_puts_the_old_checkpoint_back(directory):
     commit(directory, 1, "a1")
     gone = directory.begin(1, "b2")
-    written = directory.incomplete(1, "b2")
+    written = directory.incomplete(1, "b2").path
 
     class Vanishing(type(written)):
         """The directory of a save that another process takes away between the two renames."""
@@ -240,7 +237,7 @@ def test_a_replacement_whose_rename_fails_puts_the_old_checkpoint_back(directory
             raise FileNotFoundError(2, "No such file or directory")
 
     with pytest.raises(FileNotFoundError):
-        directory.commit(Vanishing(written), manifest_of(1, "b2"))
+        directory.commit(DirectorySave(Vanishing(written)), manifest_of(1, "b2"))
     gone.release()
 
     assert directory.manifest(1).save_id == "a1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -15,9 +16,12 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
     FileEntry,
     Manifest,
     TensorEntry,
+    decode_manifest,
+    decode_summary,
     encode_manifest,
     read_manifest,
     read_save_id,
+    read_summary,
     unreadable,
 )
 
@@ -50,6 +54,38 @@ def test_a_manifest_comes_back_as_it_was_written(path):
     assert found.size_bytes == 100
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {},
+        {"values": 1.0},
+        {"loss": 0.5, "values": 1.0},
+        {"loss": 0.5, "values": 1.0, "files": 2.0},
+        {'loss", "values": ': math.inf},
+    ],
+    ids=["none", "values first", "values after another", "values between others", "values in a name"],
+)
+def test_a_summary_says_the_same_as_the_whole_whatever_a_metric_is_called(path, metrics):
+    path.write_bytes(encode_manifest(replace(MANIFEST, metrics=metrics)))
+
+    whole, summary = read_manifest(path, step=7), read_summary(path, step=7)
+
+    assert summary.metrics == whole.metrics == metrics
+    for name in ("step", "save_id", "created_at", "world_size", "files", "size_bytes"):
+        assert getattr(summary, name) == getattr(whole, name)
+
+
+@pytest.mark.parametrize("decode", [decode_manifest, decode_summary])
+def test_a_damaged_manifest_is_named_as_it_was_given(decode):
+    data = encode_manifest(MANIFEST)
+    assert decode(data, "s3://bucket/run/manifest.json", step=7).step == 7
+
+    with pytest.raises(DamagedCheckpointError, match="^s3://bucket/run/manifest.json: ") as found:
+        decode(data[:-1], "s3://bucket/run/manifest.json", step=7)
+
+    assert (found.value.name, found.value.step) == ("s3://bucket/run/manifest.json", 7)
+
+
 def test_other_tools_can_read_it_as_json(path):
     document = json.loads(path.read_text(), parse_constant=pytest.fail)
 
@@ -64,8 +100,9 @@ def test_a_flipped_bit_in_any_byte_is_noticed(path, rng):
         damaged[position] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
 
-        with pytest.raises(DamagedCheckpointError):
-            read_manifest(path, step=7)
+        for read in (read_manifest, read_summary):
+            with pytest.raises(DamagedCheckpointError):
+                read(path, step=7)
 
 
 def test_every_truncation_and_any_tail_is_noticed(path):
@@ -73,13 +110,15 @@ def test_every_truncation_and_any_tail_is_noticed(path):
     for data in (*(good[:length] for length in range(len(good))), good + b"\n", good + good):
         path.write_bytes(data)
 
-        with pytest.raises(DamagedCheckpointError):
-            read_manifest(path, step=7)
+        for read in (read_manifest, read_summary):
+            with pytest.raises(DamagedCheckpointError):
+                read(path, step=7)
 
 
-def test_the_manifest_of_another_step_is_refused(path):
+@pytest.mark.parametrize("read", [read_manifest, read_summary])
+def test_the_manifest_of_another_step_is_refused(path, read):
     with pytest.raises(DamagedCheckpointError, match="is the manifest of step 7"):
-        read_manifest(path, step=8)
+        read(path, step=8)
 
 
 def test_a_missing_manifest_and_a_directory_in_its_place_are_damage(tmp_path):

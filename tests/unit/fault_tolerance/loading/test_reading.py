@@ -14,10 +14,11 @@ from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.blocks import BLOCK_BYTES
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
 from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource, MemorySource
+from production_ml.fault_tolerance.checkpoint_format.directory_save import shard_name
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.loading.reading import read_boxes
 from production_ml.fault_tolerance.saving.order import Holding
-from production_ml.fault_tolerance.saving.parts import describe_part, merge_parts, shard_name
+from production_ml.fault_tolerance.saving.parts import describe_part, merge_parts
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def write_rows(write_tensors) -> Callable[[Path, torch.Tensor, list[int]], Manif
             own = Holding(f"own{rank}", f"own{rank}", "F32", (1,), (0,), (1,))
             held = Holding("x", "x", "F32", tuple(tensor.shape), (begin, 0), tuple(rows.shape))
             file, hashes = write_tensors(path / shard_name(rank), {"x": rows, own.name: torch.ones(1)})
-            parts.append(describe_part(rank, [held, own], file, hashes))
+            parts.append(describe_part(shard_name(rank), [held, own], file, hashes))
         merged = merge_parts(parts)
         return Manifest(
             step=1,
@@ -143,7 +144,7 @@ def test_a_sample_is_compared_and_off_compares_nothing_but_sizes_and_headers(tmp
     tensors = {f"t{number}": torch.ones(1) for number in range(1000)}
     file, hashes = write_tensors(tmp_path / shard_name(0), tensors)
     held = [Holding(name, name, "F32", (1,), (0,), (1,)) for name in tensors]
-    part = describe_part(0, held, file, hashes)
+    part = describe_part(shard_name(0), held, file, hashes)
     manifest = Manifest(
         step=1, save_id="a", created_at=0.0, world_size=1, metrics={}, values={}, files=part.files, tensors=part.tensors
     )

@@ -10,9 +10,9 @@ import torch
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
-from production_ml.fault_tolerance.saving.commit import give_up
+from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.order import Holding
-from production_ml.fault_tolerance.saving.parts import write_failure
+from production_ml.fault_tolerance.saving.parts import encode_failure
 from production_ml.fault_tolerance.saving.patience import Patience
 
 
@@ -60,7 +60,7 @@ def test_a_follower_whose_leader_never_commits_gives_up(two_ranks):
 
 
 def test_one_rank_that_cannot_write_fails_all(directory, two_ranks):
-    (directory.incomplete(1, "00ff") / "rank-00001.safetensors").mkdir()
+    (directory.incomplete(1, "00ff").path / "rank-00001.safetensors").mkdir()
 
     with ThreadPoolExecutor(2) as pool:
         leader, follower = (pool.submit(share.carry_out) for share in two_ranks)
@@ -72,16 +72,16 @@ def test_one_rank_that_cannot_write_fails_all(directory, two_ranks):
 
 
 def test_a_follower_learns_that_the_leader_gave_up(directory, two_ranks):
-    (directory.incomplete(1, "00ff") / "rank-00000.safetensors").mkdir()
+    (directory.incomplete(1, "00ff").path / "rank-00000.safetensors").mkdir()
 
     with ThreadPoolExecutor(2) as pool:
-        follower = pool.submit(two_ranks[1].carry_out, Patience(2.0))
-        while not (directory.incomplete(1, "00ff") / "rank-00001.part.json").exists():
+        follower = pool.submit(two_ranks[1].carry_out, Patience(2.0))  # a failed save waits that long for the new name
+        while not (directory.incomplete(1, "00ff").path / "rank-00001.part.json").exists():
             pass
         leader = pool.submit(two_ranks[0].carry_out)
 
     assert isinstance(leader.exception(), CheckpointWriteError)
-    with pytest.raises(CheckpointWriteError, match="given up by rank 0"):
+    with pytest.raises(GivenUpError, match="given up by rank 0"):
         follower.result()
 
 
@@ -108,7 +108,7 @@ def test_a_follower_that_waits_lists_the_directory_and_asks_for_no_name_that_is_
 
 def test_a_rank_that_failed_is_heard_though_one_before_it_never_answers(directory, share_of, two_ranks):
     leader = share_of(rank=0, world_size=3, tensors={})
-    write_failure(leader.order.written, 2, "No space left on device")
+    leader.order.written.write_part(2, encode_failure("No space left on device"))
 
     with pytest.raises(CheckpointWriteError, match="Rank 2 could not write its shard: No space left"):
         leader.carry_out()

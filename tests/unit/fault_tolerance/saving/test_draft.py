@@ -1,4 +1,4 @@
-"""A save begins on all ranks or on none, and what is given to it is checked first."""
+"""What a rank would write is checked, copied and given a place before the ranks agree, or leaves nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from production_ml.core.errors import CheckpointWriteError, ConfigError
-from production_ml.fault_tolerance.saving.draft import Drafting, SaveInputs, agree, parse_metrics, parse_step
+from production_ml.fault_tolerance.saving.draft import (
+    Drafting,
+    SaveInputs,
+    SavingIsPausedError,
+    parse_metrics,
+    parse_step,
+)
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
 from production_ml.fault_tolerance.saving.staging import Staging
 
@@ -20,10 +26,15 @@ def names_in(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir())
 
 
-def draft(directory, *, step: int = 1, rank: int = 0, world_size: int = 2, **extra):
+def draft(directory, *, step: int = 1, rank: int = 0, world_size: int = 2, admits=None, **extra):
     inputs = SaveInputs(nn.Linear(2, 2), None, step, {"loss": torch.tensor(0.5)}, extra)
     drafting = Drafting(
-        directory=directory, planner=ShardPlanner(rank=rank), staging=Staging(), rank=rank, world_size=world_size
+        directory=directory,
+        planner=ShardPlanner(rank=rank),
+        staging=Staging(),
+        rank=rank,
+        world_size=world_size,
+        admits=admits,
     )
     return drafting.draft(inputs, frozenset())
 
@@ -57,20 +68,21 @@ def test_only_rank_0_makes_the_directory_and_gives_values(directory):
     assert follower.lock is None
     assert follower.order.values is None
     assert follower.order.contents.holdings == ()
-    assert leader.order.written.is_dir()
+    assert leader.order.written.path.is_dir()
     assert follower.fingerprint == leader.fingerprint
     leader.abandon()
     assert names_in(directory.path) == []
 
 
-def test_a_rank_with_a_problem_raises_its_own_and_leaves_nothing(directory):
-    problem = ConfigError("step", -1, "must not be negative")
+def test_where_there_is_no_room_nothing_is_made_and_the_log_is_left_to_the_pause(directory, caplog):
+    asked = []
 
-    with pytest.raises(ConfigError) as raised:
-        agree(draft(directory), problem)
+    with pytest.raises(SavingIsPausedError):
+        draft(directory, step=3, admits=lambda step, size_bytes: asked.append((step, size_bytes)))
 
-    assert raised.value is problem
-    assert names_in(directory.path) == []
+    assert asked == [(3, 4096 + 6 * 4)]  # a page of header, and the tensors
+    assert not directory.path.exists()
+    assert caplog.records == []
 
 
 def test_state_that_cannot_be_saved_is_told_to_the_log_and_leaves_nothing(directory, caplog):
@@ -82,18 +94,18 @@ def test_state_that_cannot_be_saved_is_told_to_the_log_and_leaves_nothing(direct
     assert not directory.path.exists()
 
 
+def test_an_error_is_not_raised_as_its_own_cause(directory):
+    with pytest.raises(CheckpointWriteError, match=r"extra\.loader") as raised:
+        draft(directory, loader=object())
+
+    assert raised.value.__cause__ is not raised.value
+
+
 def test_a_directory_that_cannot_be_made_is_a_clear_error(directory):
     directory.path.write_text("a file")
 
     with pytest.raises(CheckpointWriteError, match="move the file that is in its place"):
         draft(directory)
-
-
-def test_a_draft_alone_is_agreed_at_once(directory):
-    alone = draft(directory, world_size=1)
-
-    assert agree(alone, None).order == alone.order
-    alone.abandon()
 
 
 def test_where_there_is_no_memory_for_the_copy_the_directory_is_removed_again(directory, file_size_limit):

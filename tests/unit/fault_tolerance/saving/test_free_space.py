@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.saving.free_space import FreeSpace, free_space, full_disk_error
 from production_ml.fault_tolerance.saving.order import write_error
 
@@ -44,8 +45,23 @@ def test_a_full_disk_is_known_however_deep_it_is_wrapped(number):
     error = write_error("The checkpoint of step 1 could not be written", problem)
     error.__cause__ = problem
 
-    assert full_disk_error(error) is problem
-    assert full_disk_error(problem) is problem
+    assert full_disk_error(error).errno == number
+    assert full_disk_error(problem).errno == number
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_that_another_process_met_is_known_by_its_number_alone(number):
+    error = CheckpointWriteError("Rank 1 could not write its shard: no room.")
+    error.errno = number
+
+    assert full_disk_error(error).strerror == os.strerror(number)
+
+
+def test_an_error_that_is_its_own_cause_is_looked_at_once():
+    error = CheckpointWriteError("tensor 'extra.mask' cannot be saved.")
+    error.__cause__ = error
+
+    assert full_disk_error(error) is None
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.EFBIG])

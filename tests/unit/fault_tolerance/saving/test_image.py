@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BYTES
 from production_ml.fault_tolerance.saving.image import ShardImage
 
 
@@ -19,17 +20,25 @@ def image():
     image.close()
 
 
-def test_it_has_room_for_whole_pages_and_moves_only_to_grow(image):
+def test_it_has_room_for_whole_pages_and_to_spare_and_moves_only_to_grow(image):
     assert len(image.data) == 0
     assert image.resize(5000)
-    assert len(image.data) == 8192
+    room = len(image.data)
+    assert room % PAGE_BYTES == 0
     image.data[0] = 7
 
-    assert not image.resize(8192)
+    assert not image.resize(5000 + 8 * PAGE_BYTES)  # an extra that is new
+    assert not image.resize(room)
     assert not image.resize(10)
     assert image.data[0] == 7
-    assert image.resize(8193)
-    assert bytes(image.data) == bytes(12_288)
+    assert image.resize(room + 1)
+    assert not any(image.data)
+
+
+def test_what_it_spares_is_a_small_share_of_a_large_shard(image):
+    image.resize(64 << 20)
+
+    assert 64 << 20 < len(image.data) < 65 << 20
 
 
 def test_another_process_sees_what_is_written_into_it(image):
@@ -48,7 +57,7 @@ def test_another_process_sees_what_is_written_into_it(image):
         check=True,
     )
 
-    assert ran.stdout.split() == ["b'hello'", "4096"]
+    assert ran.stdout.split() == ["b'hello'", str(len(image.data))]
     assert bytes(image.data[:5]) == b"byelo"
 
 

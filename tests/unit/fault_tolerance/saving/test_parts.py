@@ -1,7 +1,8 @@
-"""Ranks tell each other by files: a part is there whole or not at all, and parts make up whole tensors."""
+"""What a rank tells arrives as it was told, and parts make up whole tensors or no checkpoint."""
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,11 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry
 from production_ml.fault_tolerance.saving.order import Holding
 from production_ml.fault_tolerance.saving.parts import (
     Part,
+    decode_part,
     describe_part,
+    encode_failure,
+    encode_part,
     merge_parts,
-    read_parts,
-    write_failure,
-    write_part,
 )
 
 FILE = FileEntry(size_bytes=8, header_hash="aa")
@@ -23,33 +24,24 @@ FILE = FileEntry(size_bytes=8, header_hash="aa")
 
 def part(rank: int, *, begin: int, size: int, total: int = 4, dtype: str = "F32") -> Part:
     held = Holding("x", "x", dtype, (total, 2), (begin, 0), (size, 2))
-    return describe_part(rank, [held], FILE, {"x": ("bb", "cc")})
+    return describe_part(f"rank-{rank:05d}.safetensors", [held], FILE, {"x": ("bb", "cc")})
 
 
-def test_a_part_comes_back_as_it_was_written(tmp_path):
-    written = replace(part(3, begin=1, size=2), rank_values=({"seed": 1},))
-    write_part(tmp_path, 3, written)
+def test_a_part_comes_back_as_it_was_told():
+    told = replace(part(3, begin=1, size=2), rank_values=({"seed": 1},))
 
-    assert read_parts(tmp_path, [3, 4]) == {3: written}
-
-
-def test_a_part_is_not_asked_for_by_name_before_it_is_listed(tmp_path, touched):
-    """An NFS client remembers for half a minute and more that a name was not there."""
-    with touched(tmp_path) as paths:
-        assert read_parts(tmp_path, [1]) == {}
-    assert paths == {tmp_path}
-
-    write_part(tmp_path, 1, part(1, begin=0, size=4))
-    with touched(tmp_path) as paths:
-        read_parts(tmp_path, [1])
-    assert paths == {tmp_path, tmp_path / "rank-00001.part.json"}
+    assert decode_part(3, encode_part(told)) == told
 
 
-def test_a_rank_that_failed_says_why(tmp_path):
-    write_failure(tmp_path, 3, "No space left on device")
+@pytest.mark.parametrize("number", [errno.ENOSPC, None])
+def test_a_rank_that_failed_says_why(number):
+    told = encode_failure("No space left on device", number)
 
-    with pytest.raises(CheckpointWriteError, match="Rank 3 could not write its shard: No space left"):
-        read_parts(tmp_path, [2, 3])
+    with pytest.raises(CheckpointWriteError, match="Rank 3 could not write its shard: No space left") as raised:
+        decode_part(3, told)
+
+    assert raised.value.errno == number
+    assert "newest committed checkpoint is unchanged" in raised.value.meaning
 
 
 def test_parts_of_a_tensor_become_one_entry():

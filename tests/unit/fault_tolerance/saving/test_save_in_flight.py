@@ -167,7 +167,7 @@ def test_the_lock_is_let_go_however_the_save_ends(directory, flight_of, ending, 
     flight = flight_of(
         transfer=torn_transfer() if ending == "torn" else None, values=object() if ending == "unforeseen" else None
     )
-    written = directory.incomplete(1, "00ff")
+    written = directory.incomplete(1, "00ff").path
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "save.lock").hardlink_to(written / "save.lock")  # outlives the directory
     if ending == "refused":
@@ -188,7 +188,9 @@ def test_where_the_writer_is_killed_the_other_ranks_hear_of_it_and_rank_0_leaves
     flight = flight_of(rank=rank, world_size=2)
     flight.start()
     own = "rank-00000.safetensors" if rank == 0 else "rank-00001.part.json"
-    while not (directory.incomplete(1, "00ff") / own).exists():  # until it waits for the other rank, or is about to
+    while not (
+        directory.incomplete(1, "00ff").path / own
+    ).exists():  # until it waits for the other rank, or is about to
         pass
     [process] = psutil.Process().children()
     process.kill()

@@ -93,6 +93,16 @@ def test_a_closed_manager_no_longer_holds_the_optimizer_back(root, trained):
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_training_that_goes_on_without_a_closed_manager_starts_no_writer_for_it(root, trained):
+    model, optimizer = trained
+    with CheckpointManager(root) as manager:
+        manager.load_latest(model, optimizer)
+        manager.load_latest(model, optimizer)
+        assert len(optimizer._optimizer_step_post_hooks) == 1
+
+    assert not optimizer._optimizer_step_post_hooks
+
+
 def test_managers_that_come_and_go_leave_no_descriptor_behind(root, trained):
     def save_and_load(step: int) -> None:
         with CheckpointManager(root) as manager:

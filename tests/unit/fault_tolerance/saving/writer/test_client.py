@@ -60,7 +60,7 @@ def test_it_is_small_and_has_no_torch_in_it(share_of, writer):
 def test_an_error_comes_with_what_it_means_what_to_do_and_its_number(directory, share_of, writer):
     share = share_of(1)
     lock = directory.begin(1, "00ff")
-    (share.order.written / "rank-00000.safetensors").touch()
+    (share.order.written.path / "rank-00000.safetensors").touch()
 
     with pytest.raises(CheckpointWriteError) as raised:
         writer.write(share.order, share.image, lock)
@@ -88,7 +88,7 @@ def test_one_that_is_killed_amid_a_save_is_told_of_and_the_next_save_works(direc
     share, lock = share_of(1, world_size=2), directory.begin(1, "00ff")
     with ThreadPoolExecutor(1) as pool:
         outcome = pool.submit(writer.write, share.order, share.image, lock)
-        while lock.descriptor >= 0:  # until it has the lock: now it waits for rank 1
+        while lock.descriptor is not None:  # until it has the lock: now it waits for rank 1
             pass
         process_of(writer).kill()
 

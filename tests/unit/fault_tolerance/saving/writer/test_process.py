@@ -32,7 +32,7 @@ if "idle" in sys.argv:
 else:
     lock = order.directory.begin(1, "00ff")
     threading.Thread(target=writer.write, args=(order, image, lock)).start()
-    while lock.descriptor >= 0:
+    while lock.descriptor is not None:
         pass
 fork = os.fork() if "forks" in sys.argv else 0
 if "forks" in sys.argv and not fork:
