@@ -91,7 +91,7 @@ def loaded(directory: Path) -> Iterator[Callable[[], tuple[dict, str, torch.Tens
 
 def damage(directory: Path, step: int) -> None:
     """Flip a bit of the last tensor of the copy of a step."""
-    for path, told in what_keepers_hold(MeetingPlace.of(directory)):
+    for path, told in what_keepers_hold(MeetingPlace.of(str(directory))):
         for copy in told["copies"]:
             if copy["step"] == step:
                 _, descriptor = borrow(path, copy["save_id"], copy["rank"])
@@ -215,7 +215,7 @@ def test_a_training_leaves_no_keeper_and_no_file_behind(trained, directory, runt
     with CheckpointManager(directory, memory_copies=1) as manager:
         manager.save_to_memory(model=model, optimizer=optimizer, step=1)
         manager.wait()
-        assert len(MeetingPlace.of(directory).sockets()) == 1
+        assert len(MeetingPlace.of(str(directory)).sockets()) == 1
 
     assert list((runtime / "production-ml").iterdir()) == []
 

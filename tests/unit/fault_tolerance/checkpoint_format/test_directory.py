@@ -157,11 +157,11 @@ def test_the_replacement_of_a_living_save_is_left_to_it(directory):
     lock = directory.begin(1, "b2")
     directory.committed(1).rename(directory.path / ".replaced-step-00000001-b2")
 
-    directory.put_back_replaced()
+    directory.put_back()
     assert directory.steps() == []
 
     lock.release()
-    directory.put_back_replaced()
+    directory.put_back()
     assert directory.manifest(1).save_id == "a1"
 
 

@@ -64,4 +64,4 @@ def copy_of() -> Callable[..., KeptCopy]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MeetingPlace:
     """A meeting place in a runtime directory of the test's own."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return MeetingPlace.of(tmp_path / "checkpoints")
+    return MeetingPlace.of(str(tmp_path / "checkpoints"))

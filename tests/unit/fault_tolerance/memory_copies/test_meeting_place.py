@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -58,7 +57,7 @@ def test_the_name_may_be_longer_than_a_sockets(place):
 
 
 def test_another_checkpoint_directory_is_another_place(place, tmp_path):
-    assert MeetingPlace.of(tmp_path / "others").path != place.path
+    assert MeetingPlace.of(str(tmp_path / "others")).path != place.path
 
 
 def test_what_dead_owners_left_behind_is_swept_and_nothing_else(place, tmp_path):
@@ -83,7 +82,7 @@ def test_what_dead_owners_left_behind_is_swept_and_nothing_else(place, tmp_path)
 def test_a_script_without_a_launcher_has_no_successors(place, monkeypatch):
     assert not place.outlives_this_process
     monkeypatch.setenv("PRODUCTION_ML_OWNER_PID", str(os.getppid()))
-    assert MeetingPlace.of(Path("checkpoints")).outlives_this_process
+    assert MeetingPlace.of("checkpoints").outlives_this_process
 
 
 def test_an_owner_whose_pid_another_process_has_got_is_dead(place):

@@ -67,7 +67,7 @@ def test_only_rank_0_makes_the_directory_and_gives_values(directory):
 
     assert follower.lock is None
     assert follower.order.values is None
-    assert follower.order.contents.holdings == ()
+    assert all(held.name.startswith("rank-1.random/") for held in follower.order.contents.holdings)
     assert leader.order.written.path.is_dir()
     assert follower.fingerprint == leader.fingerprint
     leader.abandon()
@@ -80,7 +80,9 @@ def test_where_there_is_no_room_nothing_is_made_and_the_log_is_left_to_the_pause
     with pytest.raises(SavingIsPausedError):
         draft(directory, step=3, admits=lambda step, size_bytes: asked.append((step, size_bytes)))
 
-    assert asked == [(3, 4096 + 6 * 4)]  # a page of header, and the tensors
+    [(step, size_bytes)] = asked
+    assert step == 3
+    assert size_bytes > 4096 + 6 * 4  # a page of header, the tensors, and the random generators
     assert not directory.path.exists()
     assert caplog.records == []
 

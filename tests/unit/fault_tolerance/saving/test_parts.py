@@ -35,7 +35,7 @@ def test_a_part_comes_back_as_it_was_told():
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, None])
 def test_a_rank_that_failed_says_why(number):
-    told = encode_failure("No space left on device", number)
+    told = encode_failure("No space left on device", errno=number)
 
     with pytest.raises(CheckpointWriteError, match="Rank 3 could not write its shard: No space left") as raised:
         decode_part(3, told)
