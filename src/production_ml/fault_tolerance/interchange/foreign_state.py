@@ -71,6 +71,10 @@ def sort_state(state: Mapping[str, Any], config: ImportConfig) -> SortedState:
         return found
     classes = dict(origin.get("optimizer_classes", {}))
     _take_optimizer(rest, found, config.optimizer_class or classes.pop("optimizer", None))
+    if origin and rest.pop("rank_values", None) is not None:
+        found.notes.append(
+            "Random generators and PerRank extras stay behind: they belong to the processes that saved them."
+        )
     for key, value in rest.items():
         name = f"{key}_state" if key in RESERVED_NAMES else key
         found.values["extra"][name] = _extra(name, value, origin, found)

@@ -192,7 +192,8 @@ def test_where_the_writer_is_killed_the_other_ranks_hear_of_it_and_rank_0_leaves
         directory.incomplete(1, "00ff").path / own
     ).exists():  # until it waits for the other rank, or is about to
         pass
-    [process] = psutil.Process().children()
+    children = psutil.Process().children()
+    [process] = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     process.kill()
     flight.join()
 

@@ -24,7 +24,8 @@ def writer() -> Iterator[Writer]:
 
 def process_of(writer: Writer) -> psutil.Process:
     """The one that it has started."""
-    [process] = psutil.Process().children()
+    children = psutil.Process().children()
+    [process] = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     return process
 
 
