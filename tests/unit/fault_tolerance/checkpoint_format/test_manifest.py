@@ -80,7 +80,7 @@ def test_a_damaged_manifest_is_named_as_it_was_given(decode):
     data = encode_manifest(MANIFEST)
     assert decode(data, "s3://bucket/run/manifest.json", step=7).step == 7
 
-    with pytest.raises(DamagedCheckpointError, match="^s3://bucket/run/manifest.json: ") as found:
+    with pytest.raises(DamagedCheckpointError, match=r"^s3://bucket/run/manifest\.json: ") as found:
         decode(data[:-1], "s3://bucket/run/manifest.json", step=7)
 
     assert (found.value.name, found.value.step) == ("s3://bucket/run/manifest.json", 7)
