@@ -123,7 +123,8 @@ def test_fsdp2_to_plain_to_fsdp2_keeps_every_bit_and_ranks_fall_back_together(ra
     assert found[0]["left"] == found[1]["left"] == ["step-00000001", "step-00000002", "step-00000003"]
 
     model, optimizer = plain(5)
-    state = CheckpointManager(tmp_path / "fsdp").load_latest(model, optimizer)
+    with CheckpointManager(tmp_path / "fsdp") as manager:
+        state = manager.load_latest(model, optimizer)
     assert state["step"] == 3
     assert_same(state_of(model, optimizer), safetensors.torch.load_file(tmp_path / "fsdp.safetensors"))
     train(model, optimizer, 1)
