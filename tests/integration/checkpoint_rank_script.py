@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DeviceMesh, DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed import fake_pg  # noqa: F401 - makes the backend "fake" known
 
@@ -240,6 +240,47 @@ def lose_node_mid_save(root: Path) -> dict[str, object]:
     return {}
 
 
+def fill(disk: Path, *, free_bytes: int) -> None:
+    """Leave so much room, on all ranks at once."""
+    if RANK == 0:
+        status = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(max(status.f_bavail * status.f_frsize - free_bytes, 0)))
+    dist.barrier()
+
+
+def make_room(disk: Path) -> None:
+    if RANK == 0:
+        (disk / "filler").unlink()
+    dist.barrier()
+
+
+def full_disk(root: Path) -> dict[str, object]:
+    """First a save meets a full disk, of which rank 0 could not know; then there is one that it sees before."""
+    disk, place = root / "disk", root / "disk" / "checkpoints"
+    model = nn.Linear(100_000, 1, bias=False)  # one row, of which rank 1 has all
+    model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), DeviceMesh("cpu", [1, 0]), [Shard(0)]))
+    left = []
+
+    def save(manager: CheckpointManager, step: int) -> None:
+        manager.save(model=model, step=step)
+        manager.wait()
+        dist.barrier()
+        left.append(names_in(place))
+
+    fill(disk, free_bytes=340_000)
+    with CheckpointManager(place, keep_last_n=1, save_best=False) as manager:
+        save(manager, 1)
+        save(manager, 2)
+    make_room(disk)
+    with CheckpointManager(place, keep_last_n=1, save_best=False) as manager:
+        save(manager, 3)
+        fill(disk, free_bytes=340_000)
+        save(manager, 4)
+        make_room(disk)
+        save(manager, 5)
+    return {"left": left, "step": CheckpointManager(place).load_latest(model)["step"]}
+
+
 def die_mid_save(root: Path) -> dict[str, object]:
     """Rank 1 is killed when its writer has what it is to write, and has begun."""
     model, optimizer = sharded(0)
@@ -263,6 +304,7 @@ def main() -> None:
         "one-fails": one_fails,
         "new-groups": new_groups,
         "die-mid-save": die_mid_save,
+        "full-disk": full_disk,
         "lose-node-mid-save": lose_node_mid_save,
     }
     try:

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,8 @@ def test_fsdp2_to_plain_to_fsdp2_keeps_every_bit_and_ranks_fall_back_together(ra
     assert found[0]["left"] == found[1]["left"] == ["step-00000001", "step-00000002", "step-00000003"]
 
     model, optimizer = plain(5)
-    state = CheckpointManager(tmp_path / "fsdp").load_latest(model, optimizer)
+    with CheckpointManager(tmp_path / "fsdp") as manager:
+        state = manager.load_latest(model, optimizer)
     assert state["step"] == 3
     assert_same(state_of(model, optimizer), safetensors.torch.load_file(tmp_path / "fsdp.safetensors"))
     train(model, optimizer, 1)
@@ -176,6 +177,31 @@ def test_what_goes_wrong_on_one_rank_is_raised_on_all_and_the_next_save_works(ra
         assert "rank 0 lists this checkpoint, but rank 1 does not see it" in found["blind"]
         assert found["left"] == ["step-00000001", "step-00000004"]
         assert found["step"] == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB, which takes root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small file system cannot be mounted here: that takes root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_for_any_rank_raises_on_none_and_saving_goes_on_when_there_is_room(
+    ranks, small_disk, tmp_path
+):
+    found = ranks("full-disk")
+
+    for rank in found:  # a rank that raises finds nothing
+        assert rank["left"] == [[], [], ["step-00000003"], ["step-00000003"], ["step-00000005"]]
+        assert rank["step"] == 5
+    told = (tmp_path / "output-full-disk-0.txt").read_text()
+    assert told.count("Saving is paused.") == 2
+    assert "Saving is paused." not in (tmp_path / "output-full-disk-1.txt").read_text()
 
 
 def test_a_process_group_that_is_made_anew_hears_nothing_of_the_one_before(ranks):

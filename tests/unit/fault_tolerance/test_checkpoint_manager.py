@@ -15,6 +15,7 @@ from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteEr
 from production_ml.fault_tolerance import CheckpointManager
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES, as_bytes
+from production_ml.fault_tolerance.retention import KeepEvery
 
 
 def names_in(directory: Path) -> list[str]:
@@ -169,6 +170,47 @@ def test_without_save_best_only_the_newest_are_kept(root, trained):
     save_steps(root, *trained, 1, 2, 3, 4, keep_last_n=2, save_best=False)
 
     assert committed(root) == [3, 4]
+
+
+def test_what_a_further_policy_wants_is_kept_too(root, trained):
+    save_steps(root, *trained, 1, 2, 3, 4, 5, keep_last_n=1, save_best=False, keep=[KeepEvery(n=2)])
+
+    assert committed(root) == [2, 4, 5]
+
+
+def test_steps_that_are_due_are_saved_and_a_restart_goes_on_counting_from_the_one_it_resumed(root, trained, fresh):
+    def train(manager: CheckpointManager, steps: range) -> list[int]:
+        return [step for step in steps if manager.save_if_due(model=trained[0], optimizer=trained[1], step=step)]
+
+    with CheckpointManager(root, keep_last_n=9, save_best=False, save_every=3) as manager:
+        assert train(manager, range(1, 8)) == [3, 6]
+
+    with CheckpointManager(root, keep_last_n=9, save_best=False, save_every=3) as manager:
+        assert manager.load_latest(*fresh())["step"] == 6
+        assert train(manager, range(7, 13)) == [9, 12]
+    assert committed(root) == [3, 6, 9, 12]
+
+
+def test_a_file_url_is_the_directory_that_it_names(root, trained, fresh):
+    with CheckpointManager(f"file://{root}") as manager:
+        manager.save(model=trained[0], optimizer=trained[1], step=7)
+
+    assert CheckpointManager(root).load_latest(*fresh(1))["step"] == 7
+
+
+@pytest.mark.parametrize("verify", ["full", "sampled", "off"])
+def test_a_shard_that_is_cut_off_is_never_loaded_however_little_is_compared(root, trained, fresh, verify):
+    save_steps(root, *trained, 1, 2)
+    shard_of(root, 2).write_bytes(shard_of(root, 2).read_bytes()[:-1])
+
+    assert CheckpointManager(root, verify=verify).load_latest(*fresh(1))["step"] == 1
+
+
+def test_who_turns_verification_off_gets_what_the_disk_gives(root, trained, fresh):
+    save_steps(root, *trained, 1, 2)
+    flip_last_bit(shard_of(root, 2))
+
+    assert CheckpointManager(root, verify="off").load_latest(*fresh(1))["step"] == 2
 
 
 def test_a_missing_best_metric_is_told_once_and_nothing_is_kept_as_best(root, trained, caplog):
@@ -334,7 +376,14 @@ def test_loading_puts_a_checkpoint_back_whose_replacement_was_interrupted(root, 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"keep_last_n": 0}, {"best_mode": "least"}, {"checkpoint_dir": None}],
+    [
+        {"keep_last_n": 0},
+        {"best_mode": "least"},
+        {"checkpoint_dir": None},
+        {"verify": "half"},
+        {"save_every": 0},
+        {"full_every": 0},
+    ],
     ids=lambda arguments: next(iter(arguments)),
 )
 def test_arguments_that_cannot_work_are_refused_at_once(root, arguments):

@@ -12,7 +12,6 @@ from typing import Final
 from production_ml.core.clock import SYSTEM_CLOCK
 
 LOCK_FILE: Final = "save.lock"
-_NONE: Final = -1
 SILENCE_SECONDS: Final = 24 * 3600.0
 """After so long without a write, no save is alive: the longest that a rank waits for another is half an hour."""
 

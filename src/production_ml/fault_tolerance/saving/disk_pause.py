@@ -111,7 +111,7 @@ class DiskPause:
         if self._removes_something(step):
             space = free_space(self._path, reserve_bytes=self._reserve_bytes)
             if space is None or space.has_room_for(needed_bytes):
-                _LOG.warning("%s: the disk was full; room was made, and step %d is saved again.", self._path, step)
+                _LOG.warning("%s: the disk was full; room was made after step %d failed.", self._path, step)
                 return Verdict.RETRY
         self._wait_seconds = min(max(2 * self._wait_seconds, self._first_wait_seconds), self._longest_wait_seconds)
         space = free_space(self._path, reserve_bytes=self._reserve_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import weakref
@@ -51,7 +52,13 @@ class ShardImage:
         self._unmap()
         # All of it now: a page that is not there at the time of the copy would end the training with SIGBUS.
         os.ftruncate(self.descriptor, 0)
-        os.posix_fallocate(self.descriptor, 0, pages * PAGE_BYTES)
+        try:
+            os.posix_fallocate(self.descriptor, 0, pages * PAGE_BYTES)
+        except OSError as problem:
+            if problem.errno != errno.ENOSPC:
+                raise
+            # What the kernel says of shared memory must not be taken for a full disk, which pauses saving.
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
         self._remap(pages * PAGE_BYTES)
         return True
 

@@ -105,15 +105,17 @@ class SaveInFlight:
 
     def _write(self) -> int:
         order, needed_bytes = self._draft.order, self._draft.order.contents.layout.size_bytes
-        try:
-            return self._write_once(self._draft.lock)
-        except CheckpointWriteError as error:
-            pause = self._disk_pause if order.on_disk else None
-            verdict = pause and pause.failed(error, step=order.step, needed_bytes=needed_bytes)
-            # Other ranks have heard that it failed; alone, the image is still here, and is written again.
-            if verdict is not Verdict.RETRY or order.world_size > 1:
-                raise
-        return self._write_once(order.directory.begin(order.step, order.save_id))
+        lock = self._draft.lock
+        while True:
+            try:
+                return self._write_once(lock)
+            except CheckpointWriteError as error:
+                pause = self._disk_pause if order.on_disk else None
+                verdict = pause and pause.failed(error, step=order.step, needed_bytes=needed_bytes)
+                # Other ranks have heard that it failed; alone, the image is still here, and is written again.
+                if verdict is not Verdict.RETRY or order.world_size > 1:
+                    raise
+            lock = order.directory.begin(order.step, order.save_id)
 
     def _write_once(self, lock: Claim | None) -> int:
         try:

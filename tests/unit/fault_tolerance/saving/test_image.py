@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from production_ml.fault_tolerance.checkpoint_format.shard_layout import PAGE_BYTES
+from production_ml.fault_tolerance.saving.free_space import full_disk_error
 from production_ml.fault_tolerance.saving.image import ShardImage
 
 
@@ -72,6 +74,18 @@ def test_memory_that_is_not_there_is_told_before_it_is_touched(image, file_size_
     assert len(image.data) == 0
     assert image.resize(8192)
     image.data[-1] = 1
+
+
+def test_memory_that_is_short_is_not_taken_for_a_full_disk(image, monkeypatch):
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as the kernel says it of shared memory
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+
+    with pytest.raises(OSError, match="Cannot allocate memory") as raised:
+        image.resize(8192)
+
+    assert full_disk_error(raised.value) is None
 
 
 def test_images_that_are_closed_or_forgotten_leave_no_descriptor():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,13 @@ import pytest
 import torch
 
 from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.save_lock import is_held
+from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
+from production_ml.fault_tolerance.saving.commit import give_up
+from production_ml.fault_tolerance.saving.disk_pause import DiskPause, MakeRoom
 from production_ml.fault_tolerance.saving.draft import SaveDraft
+from production_ml.fault_tolerance.saving.order import write_error
 from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
 from production_ml.fault_tolerance.saving.staging import Staging, Transfer
@@ -46,14 +53,48 @@ def flight_of(directory, share_of, writer) -> Callable[..., SaveInFlight]:
         on_commit: Callable[[Committed], None] = ignore,
         transfer: Transfer | None = None,
         values: object = None,
+        writer: Writer = writer,
+        disk_pause: DiskPause | None = None,
     ) -> SaveInFlight:
         share = share_of(step, rank=rank, world_size=world_size)
         order = share.order if values is None else replace(share.order, values=values)
         lock = directory.begin(step, "00ff") if rank == 0 else None
         copied = transfer or Staging().begin(ShardPlanner(rank=0).plan({}), frozenset())
-        return SaveInFlight(SaveDraft(order, copied, lock, ""), share.image, writer, on_commit)
+        return SaveInFlight(SaveDraft(order, copied, lock, ""), share.image, writer, on_commit, disk_pause)
 
     return make
+
+
+class WriterOnFullDisk(Writer):
+    """Finds the disk full so many times before it writes."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def write(self, order, image, lock):
+        if self.times == 0:
+            return super().write(order, image, lock)
+        self.times -= 1
+        give_up(order, OSError(errno.ENOSPC, "No space left on device"))
+        raise write_error("The checkpoint could not be written", OSError(errno.ENOSPC, "No space left on device"))
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], Writer]]:
+    with contextlib.ExitStack() as at_end:
+
+        def make(times: int) -> Writer:
+            writer = WriterOnFullDisk(times)
+            at_end.callback(writer.close)
+            return writer
+
+        yield make
+
+
+def pause_of(directory: CheckpointDirectory, make_room: MakeRoom) -> DiskPause:
+    directory.path.mkdir()
+    return DiskPause(directory.path, make_room=make_room, reserve_bytes=0)
 
 
 def torn_transfer() -> Transfer:
@@ -204,3 +245,54 @@ def test_where_the_writer_is_killed_the_other_ranks_hear_of_it_and_rank_0_leaves
         with pytest.raises(CheckpointWriteError, match=r"Rank 1 could not write its shard: .*killed by signal 9"):
             share_of(world_size=2).carry_out()
         lock.release()
+
+
+def test_a_save_that_met_a_full_disk_is_written_again_as_often_as_room_is_made(directory, flight_of, full_disk, caplog):
+    removable = [[7], [8], []]
+    pause = pause_of(directory, lambda step: removable.pop(0))
+    committed: list[Committed] = []
+    flight = flight_of(writer=full_disk(2), disk_pause=pause, on_commit=committed.append)
+
+    flight.run()
+
+    assert flight.error is None
+    assert committed == [Committed(1, directory.manifest(1).size_bytes)]
+    assert list(verify_checkpoint(directory, 1)) == []
+    assert names_in(directory.path) == ["step-00000001"]
+    assert "checkpoint_save_failed" not in [getattr(record, "event", "") for record in caplog.records]
+
+
+def test_where_no_more_room_can_be_made_saving_is_paused(directory, flight_of, full_disk):
+    removable = [[7], []]
+    pause = pause_of(directory, lambda step: removable.pop(0))
+    flight = flight_of(writer=full_disk(9), disk_pause=pause)
+
+    flight.run()
+
+    assert flight.met_full_disk
+    assert pause.is_paused
+    assert names_in(directory.path) == []
+
+
+def test_a_rank_among_others_does_not_write_again_for_they_have_heard_that_it_failed(directory, flight_of, full_disk):
+    pause = pause_of(directory, lambda step: [7])
+    writer = full_disk(1)
+    flight = flight_of(world_size=2, writer=writer, disk_pause=pause)
+
+    flight.run()
+
+    assert flight.met_full_disk
+    assert not pause.is_paused  # room was made, so that the next save may work
+    assert names_in(directory.path) == []
+
+
+def test_another_failure_is_no_matter_of_the_disks_pause(directory, flight_of):
+    pause = pause_of(directory, lambda step: [7])
+    flight = flight_of(disk_pause=pause)
+    directory.abandon(directory.incomplete(1, "00ff"))
+
+    flight.run()
+
+    assert flight.error is not None
+    assert not flight.met_full_disk
+    assert not pause.is_paused

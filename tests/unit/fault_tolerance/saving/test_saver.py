@@ -1,17 +1,26 @@
-"""Saves follow on each other without tearing, and a fork leaves those of its parent alone."""
+"""Saves follow on each other without tearing, and one for which there is no room is left out."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance import CheckpointManager
+from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
+from production_ml.fault_tolerance.saving.disk_pause import DiskPause
+from production_ml.fault_tolerance.saving.draft import SaveInputs
+from production_ml.fault_tolerance.saving.order import write_error
+from production_ml.fault_tolerance.saving.saver import Saver
+from production_ml.fault_tolerance.saving.writer.client import Writer
+from production_ml.testing.clock import FakeClock
 
 
 def committed(root: Path) -> list[int]:
@@ -118,75 +127,98 @@ def test_managers_that_come_and_go_leave_no_descriptor_behind(root, trained):
     assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
-PRELUDE = """
-import os, shutil, sys, traceback
-from pathlib import Path
-import torch
-from torch import nn
-from production_ml.fault_tolerance import CheckpointManager
+@pytest.fixture
+def saver_with(directory) -> Iterator[Callable[..., Saver]]:
+    """A saver whose writer and disk are as a test wants them."""
+    with contextlib.ExitStack() as at_end:
 
-torch.set_num_threads(1)  # the threads of a pool are not in a fork
-root = Path(sys.argv[1])
-model = nn.Linear(300, 300)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        def make(*, asynchronous: bool, writer: Writer | None = None, disk_pause: DiskPause | None = None) -> Saver:
+            saver = Saver(directory, asynchronous=asynchronous, on_commit=lambda *_: None, disk_pause=disk_pause)
+            saver._writer = writer or saver._writer
+            at_end.callback(saver.close)
+            return saver
 
-def fill(value):
-    with torch.no_grad():
-        model.weight.fill_(value)
-
-def in_child(work):
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-
-def assert_holds(name, values):
-    for step, value in sorted(values.items(), reverse=True):
-        assert CheckpointManager(root / name).load_latest(model)["step"] == step
-        assert (model.weight == value).all(), (name, step, model.weight)
-        shutil.rmtree(root / name / f"step-{step:08d}")
-"""
+        yield make
 
 
-def test_a_fork_saves_and_ends_without_touching_the_parents_image_writer_or_save(tmp_path):
-    script = (
-        PRELUDE
-        + """
-manager = CheckpointManager(root / "parent", keep_last_n=9)
+def inputs_of(step: int) -> SaveInputs:
+    return SaveInputs(nn.Linear(2, 2), None, step, {"loss": 0.5}, {})
 
-def save_elsewhere():
-    fill(7.0)
-    optimizer.step()
-    with CheckpointManager(root / "child") as own:
-        own.save(model=model, optimizer=optimizer, step=7)
 
-def save_with_its_copy_of_the_manager():
-    fill(8.0)
-    manager.save(model=model, optimizer=optimizer, step=8)
-    manager.close()
+class RefusedWriter(Writer):
+    """Another rank, or this one's disk, refuses what it writes."""
 
-children = [save_elsewhere, save_with_its_copy_of_the_manager, manager.close, manager.wait,
-            lambda: manager.load_latest(nn.Linear(300, 300))]
-writers = set()
-for step, child in enumerate(children, start=1):
-    fill(step)
-    manager.save(model=model, optimizer=optimizer, step=step)
-    in_child(child)
-    manager.wait()
-    writers.add(manager._saver._writer._process.pid)
-manager.close()
+    def __init__(self, error: CheckpointWriteError) -> None:
+        super().__init__()
+        self.error: CheckpointWriteError | None = error
 
-assert len(writers) == 1, writers
-assert_holds("parent", {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 5.0, 8: 8.0})
-assert_holds("child", {7: 7.0})
-"""
-    )
+    def write(self, order, image, lock):
+        if self.error is None:
+            return super().write(order, image, lock)
+        give_up(order, self.error)
+        error, self.error = self.error, None
+        raise error
 
-    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
 
-    assert ran.returncode == 0, ran.stderr
+def disk_full() -> CheckpointWriteError:
+    return write_error("The checkpoint could not be written", OSError(errno.ENOSPC, "No space left on device"))
+
+
+def events_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.event for record in caplog.records if hasattr(record, "event")]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_save_for_which_there_is_no_room_is_left_out_and_nothing_is_raised(
+    directory, saver_with, asynchronous, tmp_path, caplog
+):
+    pause = DiskPause(tmp_path, make_room=lambda step: [], reserve_bytes=1 << 60)
+    saver = saver_with(asynchronous=asynchronous, disk_pause=pause)
+
+    assert saver.save(inputs_of(1)) is None
+    saver.wait()
+
+    assert not directory.path.exists()
+    assert events_in(caplog) == ["checkpoint_paused"]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_save_that_met_a_full_disk_raises_nowhere_and_the_next_one_works(
+    directory, saver_with, asynchronous, tmp_path, caplog
+):
+    clock = FakeClock()
+    pause = DiskPause(tmp_path, make_room=lambda step: [], reserve_bytes=0, clock=clock)
+    saver = saver_with(asynchronous=asynchronous, writer=RefusedWriter(disk_full()), disk_pause=pause)
+
+    saver.save(inputs_of(1))
+    saver.wait()
+    assert saver.save(inputs_of(2)) is None  # it waits before it tries again
+    clock.advance(30)
+    assert saver.save(inputs_of(3)) == {"loss": 0.5}
+    saver.wait()
+
+    assert directory.steps() == [3]
+    assert [event for event in events_in(caplog) if event != "checkpoint_save_failed"] == [
+        "checkpoint_paused",
+        "checkpoint_resumed",
+    ]
+
+
+def test_the_save_after_one_that_met_a_full_disk_raises_nothing_either(directory, saver_with, tmp_path):
+    pause = DiskPause(tmp_path, make_room=lambda step: [], reserve_bytes=0)
+    saver = saver_with(asynchronous=True, writer=RefusedWriter(disk_full()), disk_pause=pause)
+
+    saver.save(inputs_of(1))
+
+    assert saver.save(inputs_of(2)) is None
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_what_rank_0_gave_up_is_a_warning_to_the_others_that_wait_for_it(saver_with, asynchronous, caplog):
+    given_up = GivenUpError("The checkpoint of step 1 was given up by rank 0.")
+    saver = saver_with(asynchronous=asynchronous, writer=RefusedWriter(given_up))
+
+    saver.save(inputs_of(1))
+    saver.wait()
+
+    assert "given up by rank 0" in caplog.text

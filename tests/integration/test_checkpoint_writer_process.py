@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
+from production_ml.fault_tolerance.saving.commit import carry_out
+from production_ml.fault_tolerance.saving.order import SaveOrder, ShardContents
+from production_ml.fault_tolerance.saving.patience import Patience
 
 # A trainer that is killed when its writer has the order: it waits for rank 1 then. No torch, so that it starts at once.
 TRAINER = """
@@ -43,6 +48,27 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
+def directory(tmp_path: Path) -> CheckpointDirectory:
+    return CheckpointDirectory(tmp_path / "checkpoints")
+
+
+def write_share_of_rank_1(directory: CheckpointDirectory) -> None:
+    """It has no tensors, and returns when rank 0 has committed."""
+    order = SaveOrder(
+        directory=directory,
+        step=1,
+        save_id="00ff",
+        rank=1,
+        world_size=2,
+        metrics={},
+        values=None,
+        rank_values=None,
+        contents=ShardContents.of(()),
+    )
+    carry_out(order, memoryview(b""), Patience())
+
+
+@pytest.fixture
 def killed_trainer(directory) -> Iterator[Callable[..., psutil.Process]]:
     """Start a trainer that is killed; gives its writer."""
     forks: list[int] = []
@@ -61,13 +87,11 @@ def killed_trainer(directory) -> Iterator[Callable[..., psutil.Process]]:
 
 
 @pytest.mark.parametrize("options", [(), ("forks",)], ids=["alone", "a fork holds the channel"])
-def test_a_save_whose_trainer_is_killed_is_committed_and_then_the_writer_ends(
-    directory, share_of, killed_trainer, options
-):
+def test_a_save_whose_trainer_is_killed_is_committed_and_then_the_writer_ends(directory, killed_trainer, options):
     writer = killed_trainer(*options)
     assert directory.steps() == []
 
-    share_of(rank=1, world_size=2, tensors={}).carry_out()  # returns when rank 0 has committed
+    write_share_of_rank_1(directory)
 
     assert directory.steps() == [1]
     assert list(verify_checkpoint(directory, 1)) == []
