@@ -29,8 +29,8 @@ from production_ml.fault_tolerance.saving.parts import (
 from production_ml.fault_tolerance.saving.patience import Patience
 from production_ml.storage.hashing import hash_bytes
 
-_LISTING_LAG_SECONDS: Final = 60.0
-"""Over NFS the old name may be seen to go long before the new one is seen to come. Only a failed save waits for it."""
+_LISTING_LAG_SECONDS: Final = 10.0
+"""Over NFS the old name may be seen to go before the new one is seen to come. Only a failed save waits for it."""
 
 
 class GivenUpError(CheckpointWriteError):

@@ -207,7 +207,7 @@ class Saver:
     def _is_pause(self, inputs: SaveInputs, error: Exception) -> bool:
         """Whether the disk was too full even for the directory of the save."""
         pause = self._disk_pause
-        if pause is None or full_disk_error(error) is None:
+        if pause is None or rank_and_world_size()[0] != 0 or full_disk_error(error) is None:
             return False
         return pause.failed(error, step=int(inputs.step), needed_bytes=self._committed_bytes) is not Verdict.NOT_FULL
 
