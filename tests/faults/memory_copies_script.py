@@ -23,7 +23,9 @@ ON_DISK_EACH = 10
 
 
 def say(text: str) -> None:
-    print(f"attempt {os.environ.get('PRODUCTION_ML_ATTEMPT', '0')} rank {dist.get_rank()} {text}", flush=True)
+    """Print a line at once: print() may be killed between a line and its end."""
+    line = f"attempt {os.environ.get('PRODUCTION_ML_ATTEMPT', '0')} rank {dist.get_rank()} {text}\n"
+    os.write(sys.stdout.fileno(), line.encode())
 
 
 def tell_source(event: Event) -> None:

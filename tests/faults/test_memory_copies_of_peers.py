@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -179,3 +180,62 @@ def test_a_lost_node_comes_back_from_its_peers_memory(start_node, train, undistu
     print(f"saving {last}, resumed {resumed}")
     assert last - resumed <= 2
     assert weights_in(found[0]) == expected
+
+
+@pytest.fixture
+def launch_node(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a node's launcher; the first node hosts the rendezvous."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str, *arguments: object) -> subprocess.Popen[str]:
+            (tmp_path / f"runtime-{name}").mkdir()
+            patience = "keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=60,last_call_timeout=2"
+            flags = [
+                f"--nnodes={NODES}",
+                "--nproc-per-node=1",
+                "--rdzv-backend=c10d",
+                "--rdzv-id=copies",
+                f"--rdzv-endpoint=127.0.0.1:{port}",
+                f"--rdzv-conf=is_host={str(name == 'first').lower()},{patience}",
+                "--local-addr=127.0.0.1",
+                f"--run-dir=run-{name}",
+            ]
+            own = {
+                "XDG_RUNTIME_DIR": str(tmp_path / f"runtime-{name}"),
+                "OMP_NUM_THREADS": "1",
+                # Else torchelastic (2.13) remembers the store of the dead node's time, and tells a new node of none.
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            }
+            process = subprocess.Popen(
+                [sys.executable, "-m", "production_ml.cli.main", "launch", *flags, str(SCRIPT), *map(str, arguments)],
+                cwd=tmp_path,
+                env={**os.environ, **own},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def test_launchers_bring_a_lost_node_back_from_its_peers_memory(launch_node, tmp_path):
+    steps = 100
+    first, second = launch_node("first", steps, 0.05), launch_node("second", steps, 0.05)
+    # Which of the nodes gets which rank is torchelastic's choice.
+    worker = int(re.search(r"rank \d pid (\d+)", read_until(second, "damaged 0"))[1])
+    read_until(first, "saving 25")
+    lost = Node(1, second, tmp_path / "runtime-second")
+
+    for pid in (second.pid, worker, *lost.keepers()):
+        os.kill(pid, signal.SIGKILL)
+    replacement = launch_node("replacement", steps, 0.05)
+    found = [read_until(process, "nothing else") for process in (first, replacement)]
+
+    assert [process.wait(timeout=LONG) for process in (first, replacement)] == [0, 0], found
+    assert "source peer" in "".join(found)
+    assert int(found[1].split("resumed ")[1].split()[0]) >= 23
+    assert weights_in(found[0]) == weights_in(found[1])

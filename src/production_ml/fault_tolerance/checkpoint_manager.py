@@ -63,8 +63,9 @@ class CheckpointManager:
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
         memory_copies: How many of the newest steps, saved by `save` or `save_to_memory`, are kept in memory as well. A
             process beside each rank keeps them while the launcher lives, so that a worker that crashed resumes from the
-            newest in memory. It takes one more image of the rank's share of the state than steps are kept. Without a
-            launcher nobody comes after the script, and they end with it.
+            newest in memory; a job of several nodes keeps them on a second node too. For K steps it takes the memory of
+            K + 1 times the rank's share of the state; with several nodes at most K + 3 times, and twice that of a
+            rank of another node. Without a launcher nobody comes after the script, and they end with it.
 
     Raises:
         ConfigError: An argument has a value that cannot work.
