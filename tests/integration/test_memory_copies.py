@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteError, ConfigError
-from production_ml.core.structured_logging import subscribe, unsubscribe
+from production_ml.core.structured_logging import Event, subscribe, unsubscribe
 from production_ml.fault_tolerance import CheckpointManager
 from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
 from production_ml.fault_tolerance.memory_copies.visit import borrow, what_keepers_hold
@@ -270,3 +270,38 @@ def test_copies_of_one_world_size_load_into_another(attempt, before, after):
     assert "source memory" in second[0]
     assert "resumed 5 damaged 0" in second[0]
     assert second[0].split("weights ")[1].split()[0] == first[0].split("weights ")[1].split()[0]
+
+
+@pytest.fixture
+def saved_events() -> Iterator[list[tuple[str, int | None]]]:
+    """What was saved where, in order."""
+    seen: list[tuple[str, int | None]] = []
+
+    def receive(event: Event) -> None:
+        if event.name in ("checkpoint_kept", "checkpoint_saved"):
+            seen.append((event.name, event.step))
+
+    subscribe(receive)
+    yield seen
+    unsubscribe(receive)
+
+
+def test_a_schedule_may_save_to_memory_more_often_than_to_the_disk(directory, saved_events):
+    model = nn.Linear(2, 2)
+    with CheckpointManager(directory, save_every=4, save_best=False, memory_copies=1, memory_every=2) as manager:
+        due = [manager.save_if_due(model=model, step=step) for step in range(1, 9)]
+
+    assert due == [False, False, False, True, False, False, False, True]
+    kept, saved = "checkpoint_kept", "checkpoint_saved"
+    assert saved_events == [(kept, 2), (saved, 4), (kept, 6), (saved, 8)]
+
+
+@pytest.mark.parametrize("memory_every", [0, True, 1.5])
+def test_an_interval_that_is_no_number_of_steps_is_refused(tmp_path, memory_every):
+    with pytest.raises(ConfigError, match="memory_every"):
+        CheckpointManager(tmp_path, memory_copies=1, memory_every=memory_every)
+
+
+def test_an_interval_without_copies_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="needs memory_copies"):
+        CheckpointManager(tmp_path, memory_every=2)

@@ -66,6 +66,7 @@ class CheckpointManager:
             newest in memory; a job of several nodes keeps them on a second node too. For K steps it takes the memory of
             K + 1 times the rank's share of the state; with several nodes at most K + 3 times, and twice that of a
             rank of another node. Without a launcher nobody comes after the script, and they end with it.
+        memory_every: At each multiple of so many steps `save_if_due` saves to memory, where nothing is due on the disk.
 
     Raises:
         ConfigError: An argument has a value that cannot work.
@@ -86,6 +87,7 @@ class CheckpointManager:
         verify: Verify = "full",
         asynchronous: bool = True,
         memory_copies: int = 0,
+        memory_every: int | None = None,
     ) -> None:
         policies: list[KeepPolicy] = [KeepLast(n=keep_last_n), *keep]
         if save_best:
@@ -101,6 +103,7 @@ class CheckpointManager:
         # Who decides alone when to save is told nothing of intervals, and pays no message for them.
         self._follows_schedule = False
         self._memory_copies = _checked_copies(memory_copies)
+        self._memory_every = _checked_interval(memory_every, memory_copies)
         self._saver = Saver(
             self._directory,
             asynchronous=asynchronous,
@@ -144,7 +147,11 @@ class CheckpointManager:
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         if full:
             self._full.want(step)
-        numbers = self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state))
+        inputs = SaveInputs(model, optimizer, step, metrics or {}, extra_state)
+        numbers = self._saver.save(inputs)
+        if numbers is None and self._memory_copies:
+            # The disk is full; memory is not.
+            self._saver.save(inputs, on_disk=False)
         if numbers is not None:
             self._warn_of_missing_metric(numbers)
         if self._follows_schedule and numbers is not None:
@@ -176,7 +183,7 @@ class CheckpointManager:
             **extra_state: As for `save`.
 
         Returns:
-            Whether it is due; the same on all ranks.
+            Whether a save to the disk is due; the same on all ranks.
 
         Raises:
             ProductionMLError: As `save` does.
@@ -184,6 +191,8 @@ class CheckpointManager:
         self._follows_schedule = True
         full = epoch_ended is not None and self._full_every.is_due(epoch_ended)
         if not self._schedule.is_due(step) and not full:
+            if self._memory_every and step % self._memory_every == 0:
+                self.save_to_memory(model=model, optimizer=optimizer, step=step, metrics=metrics, **extra_state)
             return False
         self.save(model=model, optimizer=optimizer, step=step, metrics=metrics, full=full, **extra_state)
         return True
@@ -332,6 +341,17 @@ def _checked_copies(memory_copies: Any) -> int:
     if isinstance(memory_copies, bool) or not isinstance(memory_copies, int) or memory_copies < 0:
         raise ConfigError("memory_copies", memory_copies, "must be a whole number of steps, or 0 for none")
     return memory_copies
+
+
+def _checked_interval(memory_every: Any, memory_copies: int) -> int | None:
+    if memory_every is None:
+        return None
+    if isinstance(memory_every, bool) or not isinstance(memory_every, int) or memory_every < 1:
+        raise ConfigError("memory_every", memory_every, "must be a whole number of steps, 1 or more")
+    if not memory_copies:
+        cure = "Give memory_copies=2, say."
+        raise ConfigError("memory_every", memory_every, "needs memory_copies: there is nowhere to keep them", cure=cure)
+    return memory_every
 
 
 def _checked_verify(verify: Verify) -> Verify:

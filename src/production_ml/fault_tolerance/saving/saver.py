@@ -270,11 +270,12 @@ class Saver:
         stall_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
 
         def on_commit(committed: Committed) -> None:
-            self._committed_bytes = committed.size_bytes
+            if committed.on_disk:
+                self._committed_bytes = committed.size_bytes
             duration = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
             stall = stall_seconds + self._gate.stall_seconds if self._asynchronous else duration
             self._on_commit(committed, duration, stall)
-            if self._disk_pause is not None:
+            if self._disk_pause is not None and committed.on_disk:
                 self._disk_pause.succeeded(committed.step)
 
         pause = self._disk_pause if draft.order.rank == 0 else None
