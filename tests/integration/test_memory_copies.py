@@ -279,7 +279,7 @@ def saved_events() -> Iterator[list[tuple[str, int | None]]]:
 
     def receive(event: Event) -> None:
         if event.name in ("checkpoint_kept", "checkpoint_saved"):
-            seen.append((event.name, event.step))
+            seen.append((event.name, event.fields["step"]))
 
     subscribe(receive)
     yield seen
