@@ -2,7 +2,8 @@
 # Install the real services that tests talk to, where they are missing; root may use apt, others are told what to ask for.
 set -euo pipefail
 
-declare -A packages=([chromium]=chromium [prometheus]=prometheus [npm]=npm)
+# DeepSpeed compiles a part of itself when it is first used.
+declare -A packages=([chromium]=chromium [prometheus]=prometheus [npm]=npm [g++]=g++)
 missing=()
 for program in "${!packages[@]}"; do
   command -v "$program" >/dev/null || missing+=("${packages[$program]}")
