@@ -77,7 +77,8 @@ def main() -> int:
         if child and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
             raise SystemExit("rank 1 failed")
     for name, way in found.items():
-        print(f"{name}: {len(way['torn'])} of {way['saves']} saves torn, {way['overlapped']} outlasted a training step")
+        torn, overlapped, dropped = len(way["torn"]), way["overlapped"], way["dropped"]
+        print(f"{name}: {torn} of {way['saves']} torn, {overlapped} outlasted a training step, {dropped} dropped")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if any(way["torn"] for way in found.values()) else 0
@@ -93,7 +94,7 @@ def _try(name: str, root: Path, saves: int, options: argparse.Namespace) -> dict
     witness.train_step()  # an optimizer that has taken a step has the entries that a load fills
     manager: Manager = Late(root) if options.late else _manager(root)
     torn: list[dict[str, Any]] = []
-    overlapped = 0
+    overlapped = dropped = 0
     for number in range(1, saves + 1):
         way.train_step()
         truth = way.snapshot()
@@ -104,10 +105,13 @@ def _try(name: str, root: Path, saves: int, options: argparse.Namespace) -> dict
         for _ in range(_FURTHER_STEPS):
             way.train_step()
         manager.wait()
+        if not (root / f"step-{number:08d}").exists():
+            dropped += 1  # noticed, told in the log, and never committed
+            continue
         if differing := _differences(truth, witness, root, number):
             torn.append({"save": number, "differing": differing[:10]})
     manager.close()
-    return {"saves": saves, "torn": torn, "overlapped": overlapped}
+    return {"saves": saves, "torn": torn, "overlapped": overlapped, "dropped": dropped}
 
 
 def _manager(root: Path) -> CheckpointManager:

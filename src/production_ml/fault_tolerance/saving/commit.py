@@ -6,6 +6,7 @@ Nothing here talks over the process group: it belongs to the training, which may
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -59,6 +60,8 @@ def carry_out(
             return _lead(order, image, patience, on_part)
         _follow(order, image, patience, on_part)
     except OSError as problem:
+        if order.rank != 0 and problem.errno == errno.ENOENT and _is_gone(order):
+            raise _given_up(order) from problem
         what = f"The checkpoint of step {order.step} could not be written to {order.directory.url}"
         raise write_error(what, problem) from problem
     return None
@@ -188,16 +191,28 @@ def _await_commit(order: SaveOrder, patience: Patience) -> None:
     arrival = Patience(min(_LISTING_LAG_SECONDS, patience.timeout_seconds))
     while not order.directory.is_committed(order.written):
         if not arrival.pause():
-            raise GivenUpError(
-                f"The checkpoint of step {order.step} was given up by rank 0.",
-                meaning=UNCHANGED,
-                cure="Rank 0's log says why (event checkpoint_save_failed).",
-            )
+            raise _given_up(order)
+
+
+def _is_gone(order: SaveOrder) -> bool:
+    """Whether rank 0 has given the save up while this rank wrote."""
+    try:
+        return not order.written.is_claimed()
+    except OSError:
+        return False
+
+
+def _given_up(order: SaveOrder) -> GivenUpError:
+    return GivenUpError(
+        f"The checkpoint of step {order.step} was given up by rank 0.",
+        meaning=UNCHANGED,
+        cure="Rank 0's log says why (event checkpoint_save_failed).",
+    )
 
 
 def _failure(problem: BaseException) -> bytes:
-    errno, is_healed = getattr(problem, "errno", None), getattr(problem, "is_healed", False)
-    return encode_failure(_reason(problem), errno=errno, is_healed=is_healed)
+    number, is_healed = getattr(problem, "errno", None), getattr(problem, "is_healed", False)
+    return encode_failure(_reason(problem), errno=number, is_healed=is_healed)
 
 
 def _reason(problem: BaseException) -> str:

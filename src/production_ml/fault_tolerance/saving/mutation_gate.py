@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from production_ml.core.clock import SYSTEM_CLOCK
@@ -23,17 +24,27 @@ class MutationGate:
     """
 
     def __init__(self) -> None:
-        self._hooks: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
+        self._hook: RemovableHandle | None = None
         self._transfer: Transfer | None = None
         self._pid = os.getpid()
         self.stall_seconds = 0.0
         """For how long the gate has held training up since it was last closed."""
 
-    def guard(self, optimizers: Iterable[Optimizer]) -> None:
-        """From now on these optimizers wait."""
-        for optimizer in optimizers:
-            if optimizer not in self._hooks:
-                self._hooks[optimizer] = optimizer.register_step_pre_hook(self._pass)
+    def guard(self) -> None:
+        """From now on every optimizer of this process waits.
+
+        Not only those that the saves are told of: another one over the same weights may step, and a fused one does so
+        without torch counting the change.
+        """
+        if self._hook is None:
+            gate = weakref.ref(self)
+
+            def wait(*_: Any) -> None:
+                if (closed := gate()) is not None:
+                    closed.await_open()
+
+            self._hook = register_optimizer_step_pre_hook(wait)
+            weakref.finalize(self, self._hook.remove)
 
     def close_for(self, transfer: Transfer) -> None:
         """Hold optimizers back until the copies of `transfer` are made."""
@@ -52,13 +63,10 @@ class MutationGate:
             self._transfer = None
 
     def remove(self) -> None:
-        """Take the hooks out again."""
-        for handle in self._hooks.values():
-            handle.remove()
-        self._hooks.clear()
-
-    def _pass(self, *_: Any) -> None:
-        self.await_open()
+        """Take the hook out again."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
 
 def guarded_tensors(optimizers: Iterable[Optimizer]) -> set[int]:

@@ -62,6 +62,7 @@ class SaveInFlight:
         self._on_commit = on_commit
         self._disk_pause = disk_pause
         self._thread: threading.Thread | None = None
+        self._has_ended = threading.Event()
         self.error: CheckpointWriteError | None = None
         """Why there is no checkpoint; None while it is under way, and after a commit."""
 
@@ -72,6 +73,12 @@ class SaveInFlight:
 
     def run(self) -> None:
         """Work, and keep what came of it."""
+        try:
+            self._run()
+        finally:
+            self._has_ended.set()
+
+    def _run(self) -> None:
         order = self._draft.order
         try:
             self._copy()
@@ -135,9 +142,11 @@ class SaveInFlight:
         """Return when the work has ended, well or not."""
         if self._thread is None:
             return
-        if self._thread.is_alive():
+        if not self._has_ended.is_set():
             # Training that waits here changes nothing.
             self._draft.transfer.let_change()
+        # An interrupted Thread.join() of Python < 3.13 takes the thread for ended while it still runs.
+        self._has_ended.wait()
         self._thread.join()
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:

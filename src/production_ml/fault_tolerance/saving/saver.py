@@ -263,7 +263,7 @@ class Saver:
         optimizers = [thing for thing in (inputs.optimizer, *inputs.extra.values()) if _has_hooks(thing)]
         if not self._may_defer:
             return drafting.draft(inputs, frozenset())
-        self._gate.guard(optimizers)
+        self._gate.guard()
         return drafting.draft(inputs, guarded_tensors(optimizers))
 
     def _begin(self, draft: SaveDraft, started_seconds: float) -> None:

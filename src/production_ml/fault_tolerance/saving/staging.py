@@ -17,6 +17,7 @@ from production_ml.fault_tolerance.saving.device_copies import DeviceCopies
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, ShardContents
 from production_ml.fault_tolerance.saving.pinning import PinnedImage
+from production_ml.fault_tolerance.saving.samples import take_sample
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlan
 
 _WORTH_DEFERRING_BYTES: Final = 64 << 10
@@ -33,15 +34,18 @@ class _Copy:
     target: torch.Tensor
     owner: torch.Tensor
     versions: tuple[int, int]
-    """Of source and owner when the save began; torch counts every change in place."""
+    """Of source and owner when the save began; torch counts changes in place, but those through `.data`."""
+    sample: bytes | None
 
     @classmethod
     def of(cls, name: str, source: torch.Tensor, target: torch.Tensor, owner: torch.Tensor) -> _Copy:
-        return cls(name, source, target, owner, (source._version, owner._version))
+        return cls(name, source, target, owner, (source._version, owner._version), take_sample(source))
 
     @property
     def is_torn(self) -> bool:
-        return (self.source._version, self.owner._version) != self.versions
+        is_changed = (self.source._version, self.owner._version) != self.versions
+        # Only changes that came before the copy are in it; later ones are no matter.
+        return is_changed or (self.sample is not None and take_sample(self.target) != self.sample)
 
 
 class Transfer:

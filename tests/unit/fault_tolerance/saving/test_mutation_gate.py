@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
@@ -31,7 +32,7 @@ def transfer(optimizer) -> Transfer:
 def test_step_waits_until_the_copy_is_made(optimizer, transfer):
     [parameter] = optimizer.param_groups[0]["params"]
     gate = MutationGate()
-    gate.guard([optimizer])
+    gate.guard()
     gate.close_for(transfer)
     training = threading.Thread(target=optimizer.step)
     training.start()
@@ -46,7 +47,7 @@ def test_step_waits_until_the_copy_is_made(optimizer, transfer):
 
 def test_after_the_copy_step_goes_on_at_once_and_so_does_the_next(optimizer, transfer):
     gate = MutationGate()
-    gate.guard([optimizer])
+    gate.guard()
     gate.close_for(transfer)
     transfer.run()
 
@@ -76,14 +77,24 @@ def test_a_change_that_begins_while_the_copy_is_made_is_noticed_at_the_gate(opti
     assert len(found) == 1
 
 
-def test_an_optimizer_is_guarded_once_and_let_go_again(optimizer):
+def test_every_optimizer_of_the_process_is_held_back_once_and_let_go_again():
+    before = len(_global_optimizer_pre_hooks)
     gate = MutationGate()
-    gate.guard([optimizer])
-    gate.guard([optimizer])
-    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    gate.guard()
+    gate.guard()
+    assert len(_global_optimizer_pre_hooks) == before + 1
 
     gate.remove()
-    assert not optimizer._optimizer_step_pre_hooks
+    assert len(_global_optimizer_pre_hooks) == before
+
+
+def test_a_gate_that_is_forgotten_leaves_no_hook():
+    before = len(_global_optimizer_pre_hooks)
+    gate = MutationGate()
+    gate.guard()
+    del gate
+
+    assert len(_global_optimizer_pre_hooks) == before
 
 
 def test_what_an_optimizer_changes_is_its_parameters_and_its_state_and_no_others(optimizer):
@@ -101,7 +112,7 @@ def test_what_an_optimizer_changes_is_its_parameters_and_its_state_and_no_others
 
 def test_a_fork_does_not_wait_for_a_copy_of_its_parent(optimizer, transfer):
     gate = MutationGate()
-    gate.guard([optimizer])
+    gate.guard()
     gate.close_for(transfer)
 
     child = os.fork()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance import CheckpointManager
@@ -97,9 +98,9 @@ def test_a_closed_manager_no_longer_holds_the_optimizer_back(root, trained):
     model, optimizer = trained
     with CheckpointManager(root) as manager:
         manager.save(model=model, optimizer=optimizer, step=1)
-        assert optimizer._optimizer_step_pre_hooks
+        assert _global_optimizer_pre_hooks
 
-    assert not optimizer._optimizer_step_pre_hooks
+    assert not _global_optimizer_pre_hooks
 
 
 def test_training_that_goes_on_without_a_closed_manager_starts_no_writer_for_it(root, trained):
