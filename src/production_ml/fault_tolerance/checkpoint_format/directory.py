@@ -60,6 +60,8 @@ class CheckpointDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[_ManifestKey, _Known] = {}
+        self._put_back: set[int] = set()
+        """Steps whose names this process mended: a person should see them before they go."""
 
     @property
     def url(self) -> str:
@@ -171,6 +173,7 @@ class CheckpointDirectory:
             if replaced.exists():
                 replaced.rename(target)
             raise
+        self._put_back.discard(manifest.step)
         # Only now: without its lock a save looks dead, and another start might clear it away.
         (target / LOCK_FILE).unlink(missing_ok=True)
         # rename() alone is not durable: until the directory is fsynced, a power cut can bring back the old listing.
@@ -194,8 +197,10 @@ class CheckpointDirectory:
         """Delete a checkpoint so that a crash on the way leaves nothing that looks like one.
 
         Returns:
-            False where it stays because it is being read.
+            False where it stays because it is being read, or was found under another name by this process.
         """
+        if step in self._put_back:
+            return False
         path = self.committed(step)
         with removal_claim(path) as is_free:
             doomed = self._without_its_name(path) if is_free else None
@@ -240,7 +245,7 @@ class CheckpointDirectory:
                 # On a file system that became read-only there is still a checkpoint to load.
                 with contextlib.suppress(OSError):
                     replaced.rename(_original(replaced))
-        put_back_misnamed(self.path)
+        self._put_back |= put_back_misnamed(self.path)
 
     def misnamed(self) -> list[Misnamed]:
         """The checkpoints that a listing by name does not find."""

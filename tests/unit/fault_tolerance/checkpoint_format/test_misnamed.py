@@ -39,7 +39,18 @@ def test_what_somebody_named_is_left_alone(two_steps, name):
     assert list(find_misnamed(two_steps.path)) == []
 
 
-def test_a_name_that_is_far_from_the_steps_own_was_chosen(two_steps):
-    (two_steps.path / "step-00000002").rename(two_steps.path / "step-20261125")
+@pytest.mark.parametrize("name", ["step-20261125", "keep-00000002", "step_00000002", "Step_00000002", "step-000002"])
+def test_a_name_that_is_far_from_the_steps_own_was_chosen(two_steps, name):
+    (two_steps.path / "step-00000002").rename(two_steps.path / name)
 
     assert list(find_misnamed(two_steps.path)) == []
+
+
+def test_what_was_put_back_is_not_removed_by_the_same_process_until_it_is_saved_anew(two_steps, commit_step):
+    (two_steps.path / "step-00000001").rename(two_steps.path / "stup-00000001")
+    two_steps.put_back()
+
+    assert not two_steps.remove(1)
+    assert two_steps.steps() == [1, 2]
+    commit_step(1, save_id="00aa")
+    assert two_steps.remove(1)
