@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from production_ml.fault_tolerance.checkpoint_format.manifest import unreadable
+from production_ml.fault_tolerance.checkpoint_format.regular_file import open_regular
 
 
 class ByteSource(Protocol):
@@ -41,7 +42,7 @@ class FileSource:
         self._path = path
         self._step = step
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = open_regular(path)
             self.size_bytes = os.fstat(self._descriptor).st_size
         except OSError as problem:
             raise unreadable(path, problem, step=step) from problem
