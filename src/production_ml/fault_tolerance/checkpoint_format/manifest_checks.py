@@ -1,4 +1,4 @@
-"""What a manifest must be beside matching its hash, which anyone can compute: names that stay inside, sizes that can be.
+"""What a manifest must be beside matching its hash, which anyone can compute: names and sizes that can be.
 
 No torch here: the process that keeps copies has no use for it.
 """

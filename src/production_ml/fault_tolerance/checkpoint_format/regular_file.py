@@ -12,7 +12,7 @@ def open_regular(path: Path) -> int:
     """A descriptor to read the file at `path` by.
 
     Raises:
-        OSError: It cannot be opened, or is something else than a file: a directory (EISDIR), a pipe or a device (ENXIO).
+        OSError: It cannot be opened, or is no file: a directory (EISDIR), a pipe or a device (ENXIO).
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
