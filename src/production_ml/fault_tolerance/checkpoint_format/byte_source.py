@@ -1,4 +1,4 @@
-"""Where a shard's bytes come from: a file, or memory that a process keeps for a restart."""
+"""Where a shard's bytes come from, and the plainest such place: a file."""
 
 from __future__ import annotations
 
@@ -66,23 +66,3 @@ class FileSource:
 
     def close(self) -> None:
         os.close(self._descriptor)
-
-
-class MemorySource:
-    """Bytes in memory, such as the copy that outlives a worker."""
-
-    def __init__(self, name: str, data: memoryview) -> None:
-        self.name = name
-        self.size_bytes = len(data)
-        self._data = data
-
-    def readinto(self, position: int, buffer: memoryview) -> int:
-        piece = self._data[position : position + len(buffer)]
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-    def prefetch(self, position: int, size_bytes: int) -> None:
-        """Memory is here already."""
-
-    def close(self) -> None:
-        self._data.release()

@@ -141,8 +141,8 @@ class ShardReader:
 
     def _begin(self, chunk: ChunkEntry, expected: tuple[str, tuple[int, ...]]) -> int | None:
         """Where the chunk begins in the data; None where the header, which anyone can write, says something else."""
-        described = self._header.get(chunk.key)
         try:
+            described = self._header[chunk.key]
             begin = described["data_offsets"][0]
             is_expected = (described["dtype"], tuple(described["shape"])) == expected
         except (LookupError, TypeError):
