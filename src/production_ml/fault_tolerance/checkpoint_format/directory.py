@@ -33,7 +33,7 @@ from production_ml.fault_tolerance.checkpoint_format.save_lock import (
     is_dead,
     is_held,
 )
-from production_ml.storage.durable import fsync_directory, write_durably
+from production_ml.storage.durable import fsync_directory, make_directory_durably, write_durably
 
 QUARANTINE: Final = "quarantine"
 _COMMITTED: Final = re.compile(r"step-(\d{8,})")
@@ -78,7 +78,7 @@ class CheckpointDirectory:
 
     def begin(self, step: int, save_id: str) -> SaveLock:
         """Make the place where the ranks write, and hold it as this process's own."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory_durably(self.path)
         written = self.incomplete(step, save_id).path
         written.mkdir()
         return SaveLock(written)
@@ -188,9 +188,12 @@ class CheckpointDirectory:
         stamp = iso_utc(SYSTEM_CLOCK.wall_seconds()).replace(":", "")
         target = holder / f"{source.name}.{stamp}"
         source.rename(target)
-        if target.is_dir():
-            (target / "reason.json").write_text(json.dumps(dict(reason), indent=2) + "\n")
+        # The new name before the old one's absence: a power cut in between must not leave it without either.
+        fsync_directory(holder)
         fsync_directory(self.path)
+        if target.is_dir():
+            write_durably(target / "reason.json", json.dumps(dict(reason), indent=2).encode() + b"\n")
+            fsync_directory(target)
         return target
 
     def remove(self, step: int) -> bool:
