@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,26 +130,22 @@ def test_any_box_is_put_together_from_the_pieces_of_any_cut(data, shape, block):
     assert torch.equal(found, tensor[Box(begins, sizes).slices_within(whole(shape))])
 
 
-def high_water_bytes() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) << 10
-
-
 def test_a_column_takes_memory_for_one_block_at_a_time_and_not_for_its_whole_chunk(large):
     path, tensor, manifest = large
-    cores = os.sched_getaffinity(0)
+    taken: list[int] = []
+
+    class Watched(FileSource):
+        """Notes how large the memory is, as a whole, that each piece is read into."""
+
+        def readinto(self, position: int, buffer: memoryview) -> int:
+            taken.append(memoryview(buffer.obj).nbytes)
+            return super().readinto(position, buffer)
+
     column = {"x": Box((0, 7), (len(tensor), 1))}
-    read_boxes(from_files(path), manifest, column, rank=0, world_size=1)
-    os.sched_setaffinity(0, {min(cores)})  # so that one thread reads
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = high_water_bytes()
-        found = read_boxes(from_files(path), manifest, column, rank=0, world_size=1)
-    finally:
-        os.sched_setaffinity(0, cores)
+    found = read_boxes(lambda file: Watched(path / file, step=1), manifest, column, rank=0, world_size=1)
 
     assert torch.equal(found["x"], tensor[:, 7:8])
-    assert high_water_bytes() - before < 2 * BLOCK_BYTES
+    assert max(taken) == BLOCK_BYTES
 
 
 def test_damage_in_a_block_that_no_rank_wants_is_found_all_the_same(large, tmp_path):
