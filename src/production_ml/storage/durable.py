@@ -23,6 +23,14 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory_durably(directory: Path) -> None:
+    """Make `directory` and what is missing above it, so that a power cut takes none of them back."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        fsync_directory(path.parent)
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write and fsync a file that nobody reads before it is complete."""
     with path.open("wb") as file:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from production_ml.storage.durable import fsync_directory, replace_durably, write_durably
+from production_ml.storage.durable import fsync_directory, make_directory_durably, replace_durably, write_durably
 
 
 def test_what_was_written_can_be_read(tmp_path):
@@ -84,3 +84,18 @@ def _has_data(descriptor: int) -> bool:
         return bool(os.read(descriptor, 1))
     except BlockingIOError:
         return False
+
+
+def test_a_directory_is_made_with_what_is_missing_above_it(tmp_path):
+    make_directory_durably(tmp_path / "a" / "b")
+    make_directory_durably(tmp_path / "a" / "b")
+
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_relative_directory_is_made_where_this_process_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    make_directory_durably(Path("a/b"))
+
+    assert (tmp_path / "a" / "b").is_dir()

@@ -51,7 +51,7 @@ def verify(
         raise no_checkpoints(opened)
     damage: dict[int, list[Damage]] = {}
     for one in steps:
-        found = _damage(opened, one)
+        found = damage_of(opened, one)
         if found is not None:
             damage[one] = found
             if not as_json:
@@ -70,7 +70,7 @@ def verify(
         raise typer.Exit(ExitCode.DAMAGED)
 
 
-def _damage(directory: CheckpointPlace, step: int) -> list[Damage] | None:
+def damage_of(directory: CheckpointPlace, step: int) -> list[Damage] | None:
     """What is wrong with a checkpoint; None where a running training removed or replaced it meanwhile."""
     from production_ml.fault_tolerance.checkpoint_format import Damage
     from production_ml.fault_tolerance.interchange.parallel_verification import verify_in_parallel

@@ -3,7 +3,7 @@
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointInfo, CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry, Manifest, TensorEntry
-from production_ml.fault_tolerance.checkpoint_format.verification import Damage, verify_all, verify_checkpoint
+from production_ml.fault_tolerance.checkpoint_format.verification import Damage, verify_checkpoint
 
 __all__ = [
     "CheckpointDirectory",
@@ -14,6 +14,5 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "TensorEntry",
-    "verify_all",
     "verify_checkpoint",
 ]

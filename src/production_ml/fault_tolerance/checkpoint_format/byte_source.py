@@ -1,4 +1,4 @@
-"""Where a shard's bytes come from: a file, or memory that a process keeps for a restart."""
+"""Where a shard's bytes come from, and the plainest such place: a file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from production_ml.fault_tolerance.checkpoint_format.manifest import unreadable
+from production_ml.fault_tolerance.checkpoint_format.regular_file import open_regular
 
 
 class ByteSource(Protocol):
@@ -41,7 +42,7 @@ class FileSource:
         self._path = path
         self._step = step
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = open_regular(path)
             self.size_bytes = os.fstat(self._descriptor).st_size
         except OSError as problem:
             raise unreadable(path, problem, step=step) from problem
@@ -65,23 +66,3 @@ class FileSource:
 
     def close(self) -> None:
         os.close(self._descriptor)
-
-
-class MemorySource:
-    """Bytes in memory, such as the copy that outlives a worker."""
-
-    def __init__(self, name: str, data: memoryview) -> None:
-        self.name = name
-        self.size_bytes = len(data)
-        self._data = data
-
-    def readinto(self, position: int, buffer: memoryview) -> int:
-        piece = self._data[position : position + len(buffer)]
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-    def prefetch(self, position: int, size_bytes: int) -> None:
-        """Memory is here already."""
-
-    def close(self) -> None:
-        self._data.release()

@@ -33,7 +33,7 @@ from production_ml.fault_tolerance.checkpoint_format.save_lock import (
     is_dead,
     is_held,
 )
-from production_ml.storage.durable import fsync_directory, write_durably
+from production_ml.storage.durable import fsync_directory, make_directory_durably, write_durably
 
 QUARANTINE: Final = "quarantine"
 _COMMITTED: Final = re.compile(r"step-(\d{8,})")
@@ -60,6 +60,8 @@ class CheckpointDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[_ManifestKey, _Known] = {}
+        self._put_back: set[int] = set()
+        """Steps whose names this process mended: a person should see them before they go."""
 
     @property
     def url(self) -> str:
@@ -76,7 +78,7 @@ class CheckpointDirectory:
 
     def begin(self, step: int, save_id: str) -> SaveLock:
         """Make the place where the ranks write, and hold it as this process's own."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory_durably(self.path)
         written = self.incomplete(step, save_id).path
         written.mkdir()
         return SaveLock(written)
@@ -171,6 +173,7 @@ class CheckpointDirectory:
             if replaced.exists():
                 replaced.rename(target)
             raise
+        self._put_back.discard(manifest.step)
         # Only now: without its lock a save looks dead, and another start might clear it away.
         (target / LOCK_FILE).unlink(missing_ok=True)
         # rename() alone is not durable: until the directory is fsynced, a power cut can bring back the old listing.
@@ -185,17 +188,22 @@ class CheckpointDirectory:
         stamp = iso_utc(SYSTEM_CLOCK.wall_seconds()).replace(":", "")
         target = holder / f"{source.name}.{stamp}"
         source.rename(target)
-        if target.is_dir():
-            (target / "reason.json").write_text(json.dumps(dict(reason), indent=2) + "\n")
+        # The new name before the old one's absence: a power cut in between must not leave it without either.
+        fsync_directory(holder)
         fsync_directory(self.path)
+        if target.is_dir():
+            write_durably(target / "reason.json", json.dumps(dict(reason), indent=2).encode() + b"\n")
+            fsync_directory(target)
         return target
 
     def remove(self, step: int) -> bool:
         """Delete a checkpoint so that a crash on the way leaves nothing that looks like one.
 
         Returns:
-            False where it stays because it is being read.
+            False where it stays because it is being read, or was found under another name by this process.
         """
+        if step in self._put_back:
+            return False
         path = self.committed(step)
         with removal_claim(path) as is_free:
             doomed = self._without_its_name(path) if is_free else None
@@ -240,7 +248,7 @@ class CheckpointDirectory:
                 # On a file system that became read-only there is still a checkpoint to load.
                 with contextlib.suppress(OSError):
                     replaced.rename(_original(replaced))
-        put_back_misnamed(self.path)
+        self._put_back |= put_back_misnamed(self.path)
 
     def misnamed(self) -> list[Misnamed]:
         """The checkpoints that a listing by name does not find."""

@@ -12,6 +12,15 @@ from typing import Any, Final
 
 from production_ml.core.errors import CheckpointError, CheckpointMismatchError, DamagedCheckpointError
 from production_ml.core.structured_logging import json_safe
+from production_ml.fault_tolerance.checkpoint_format.manifest_checks import (
+    check_files,
+    check_head,
+    check_tensors,
+    check_values,
+    check_whole,
+    understanding,
+)
+from production_ml.fault_tolerance.checkpoint_format.regular_file import open_regular
 from production_ml.storage.hashing import hash_bytes
 
 MANIFEST_FILE: Final = "manifest.json"
@@ -23,7 +32,7 @@ _SAVE_ID: Final = re.compile(rb'"save_id": "([0-9a-f]+)"')
 _STEP: Final = re.compile(rb'"step": (\d+)')
 _HEAD_BYTES: Final = 256
 _VALUES: Final = b', "values": '
-_GONE_OR_BROKEN: Final = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EUCLEAN}
+_GONE_OR_BROKEN: Final = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.EUCLEAN}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,9 +151,11 @@ def decode_manifest(data: bytes, name: str, *, step: int) -> Manifest:
         DamagedCheckpointError: It is not what was written, or belongs to another step.
         CheckpointMismatchError: It is sound, but of a format that this release does not read.
     """
-    document = json.loads(_verified(data, name, step))
-    _check(document, name, step)
-    return _manifest(document)
+    _verified(data, name, step)
+    with understanding(name, "the manifest", step=step):
+        document = json.loads(data)
+        _check(document, name, step)
+        return _manifest(document)
 
 
 def decode_summary(data: bytes, name: str, *, step: int) -> ManifestSummary:
@@ -155,25 +166,16 @@ def decode_summary(data: bytes, name: str, *, step: int) -> ManifestSummary:
         CheckpointMismatchError: It is sound, but of a format that this release does not read.
     """
     _verified(data, name, step)
-    try:
-        # Within a string the quotes would be escaped; a metric of that name makes what is cut off no JSON.
-        document = json.loads(data[: data.index(_VALUES)] + b"}")
-    except ValueError:
-        document = json.loads(data)
-    _check(document, name, step)
-    return ManifestSummary(
-        step=document["step"],
-        save_id=document["save_id"],
-        created_at=document["created_at"],
-        world_size=document["world_size"],
-        metrics=_metrics(document),
-        files={name: file_entry(entry) for name, entry in document["files"].items()},
-    )
+    with understanding(name, "the manifest", step=step):
+        document = _head_of(data)
+        _check(document, name, step)
+        return _summary(document)
 
 
 def _read(path: Path, step: int) -> bytes:
     try:
-        return path.read_bytes()
+        with open(open_regular(path), "rb") as file:
+            return file.read()
     except OSError as problem:
         raise unreadable(path, problem, step=step) from problem
 
@@ -192,7 +194,7 @@ def _check(document: dict[str, Any], name: str, step: int) -> None:
 def read_save_id(path: Path) -> str | None:
     """The id of the save that wrote the manifest at `path`, by a look at its head; None where there is none."""
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             found = _SAVE_ID.search(file.read(_HEAD_BYTES))
     except OSError:
         return None
@@ -202,7 +204,7 @@ def read_save_id(path: Path) -> str | None:
 def read_step(path: Path) -> int | None:
     """The step that the manifest at `path` is of, by a look at its head; None where there is none."""
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             found = _STEP.search(file.read(_HEAD_BYTES))
     except OSError:
         return None
@@ -222,8 +224,8 @@ def unreadable(path: Path, problem: OSError, *, step: int) -> CheckpointError:
     )
 
 
-def _verified(data: bytes, name: str, step: int) -> bytes:
-    """`data` itself, if it holds the hash of all its other bytes.
+def _verified(data: bytes, name: str, step: int) -> None:
+    """Refuse `data` that does not hold the hash of all its other bytes.
 
     The hash is taken over the raw bytes: parsed JSON would let a flipped bit pass where the meaning is the same
     (1e-05 and 1E-05 differ in one).
@@ -236,7 +238,29 @@ def _verified(data: bytes, name: str, step: int) -> bytes:
     if found != expected:
         problem = f"the manifest does not match its hash (expected {expected[:8]}, found {found[:8]})"
         raise DamagedCheckpointError(name, problem, step=step)
-    return data
+
+
+def _head_of(data: bytes) -> Any:
+    """The document up to its values."""
+    try:
+        # Within a string the quotes would be escaped; a metric of that name makes what is cut off no JSON.
+        return json.loads(data[: data.index(_VALUES)] + b"}")
+    except ValueError:
+        return json.loads(data)
+
+
+def _summary(document: dict[str, Any]) -> ManifestSummary:
+    found = ManifestSummary(
+        step=document["step"],
+        save_id=document["save_id"],
+        created_at=document["created_at"],
+        world_size=document["world_size"],
+        metrics=_metrics(document),
+        files={name: file_entry(entry) for name, entry in document["files"].items()},
+    )
+    check_head(found.step, found.save_id, found.created_at, found.world_size)
+    check_files(found.files)
+    return found
 
 
 def _metrics(document: dict[str, Any]) -> dict[str, float]:
@@ -244,16 +268,21 @@ def _metrics(document: dict[str, Any]) -> dict[str, float]:
 
 
 def _manifest(document: dict[str, Any]) -> Manifest:
+    head = _summary(document)
+    tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
+    check_tensors(tensors, head.files)
+    check_whole(tensors)
+    check_values([document["values"], document["rank_values"]], tensors)
     return Manifest(
-        step=document["step"],
-        save_id=document["save_id"],
-        created_at=document["created_at"],
-        world_size=document["world_size"],
-        metrics=_metrics(document),
+        step=head.step,
+        save_id=head.save_id,
+        created_at=head.created_at,
+        world_size=head.world_size,
+        metrics=head.metrics,
         values=document["values"],
         rank_values=tuple(document["rank_values"]),
-        files={name: file_entry(entry) for name, entry in document["files"].items()},
-        tensors={name: tensor_entry(entry) for name, entry in document["tensors"].items()},
+        files=head.files,
+        tensors=tensors,
     )
 
 

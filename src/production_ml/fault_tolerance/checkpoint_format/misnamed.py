@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Final
 from production_ml.fault_tolerance.checkpoint_format.manifest import MANIFEST_FILE, read_step
 
 _LOG: Final = logging.getLogger(__name__)
-_MOST_CHANGES: Final = 2
-"""More than that is a name that somebody chose, such as a copy's."""
+_MOST_FLIPPED_BITS: Final = 2
+"""More than that is a name that somebody chose: `step_` for `step-` are four, `keep` for `step` too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Misnamed:
 
 
 def find_misnamed(directory: Path) -> Iterator[Misnamed]:
-    """The checkpoints in `directory` whose names differ from what they were by a letter or two.
+    """The checkpoints in `directory` whose names differ from what they were by a bit or two.
 
     Only where no checkpoint of that name is there: a copy beside its original was named by somebody.
     """
@@ -50,8 +51,13 @@ def find_misnamed(directory: Path) -> Iterator[Misnamed]:
             yield found
 
 
-def put_back_misnamed(directory: Path) -> None:
-    """Give such checkpoints their names back; what else is wrong with them is found out when they are read."""
+def put_back_misnamed(directory: Path) -> set[int]:
+    """Give such checkpoints their names back; what else is wrong with them is found out when they are read.
+
+    Returns:
+        The steps that have their names again.
+    """
+    put_back = set()
     for found in find_misnamed(directory):
         try:
             found.path.rename(found.target)
@@ -59,6 +65,8 @@ def put_back_misnamed(directory: Path) -> None:
             _LOG.warning("%s: %s, and cannot be renamed (%s)", found.path, found.problem, problem.strerror)
             continue
         _LOG.warning("%s: %s; it is called %s again. Check the disk.", found.path, found.problem, found.target.name)
+        put_back.add(found.step)
+    return put_back
 
 
 def _step_within(path: Path) -> int | None:
@@ -68,4 +76,8 @@ def _step_within(path: Path) -> int | None:
 
 
 def _is_near(one: str, other: str) -> bool:
-    return len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) <= _MOST_CHANGES
+    """Whether a bad disk could have made one of the other; two letters are soon changed by a person, two bits never."""
+    mine, theirs = os.fsencode(one), os.fsencode(other)
+    if len(mine) != len(theirs):
+        return False
+    return sum((a ^ b).bit_count() for a, b in zip(mine, theirs, strict=True)) <= _MOST_FLIPPED_BITS

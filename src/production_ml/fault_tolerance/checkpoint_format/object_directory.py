@@ -28,6 +28,7 @@ from production_ml.core.errors import CheckpointError, CheckpointWriteError
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointInfo
 from production_ml.fault_tolerance.checkpoint_format.directory import QUARANTINE
+from production_ml.fault_tolerance.checkpoint_format.latest_commits import LatestCommits
 from production_ml.fault_tolerance.checkpoint_format.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -44,8 +45,6 @@ from production_ml.storage.base import ObjectStore, StoredObject
 from production_ml.storage.hashing import hash_bytes
 
 _LOG: Final = logging.getLogger(__name__)
-_LATEST: Final = "latest.json"
-_LATEST_KEPT: Final = 16
 _KEPT_AS_EVIDENCE: Final = "quarantined.json"
 _MANIFEST: Final = re.compile(r"step-(\d{8,})/manifest\.json")
 _OF_SAVE: Final = re.compile(r"step-(\d{8,})/([^/]+)/(.+)")
@@ -77,6 +76,7 @@ class ObjectCheckpointDirectory:
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
+        self._latest = LatestCommits(store)
         self._known: dict[tuple[int, str], _Known] = {}
 
     @property
@@ -195,7 +195,7 @@ class ObjectCheckpointDirectory:
         self.store.put(f"{folder}/{MANIFEST_FILE}", [encode_manifest(manifest)])
         # It is committed. What follows is order in the house, and may fail: another start will do it.
         try:
-            self._point_to(manifest.step)
+            self._latest.add(manifest.step)
             messages = [PART.format(rank) for rank in range(1, manifest.world_size)]
             self.store.delete(f"{written.folder}/{name}" for name in (*messages, OWNER))
             if replaced not in (None, written.save_id):
@@ -319,26 +319,10 @@ class ObjectCheckpointDirectory:
         found = _in_parallel(lambda file: _size(self.store, f"{_folder(step)}/{file}"), files)
         return {file: size for file, size in zip(files, found, strict=True) if size != sizes[file]}
 
-    def _latest(self) -> list[int]:
-        """The steps that were committed last, by one object that is asked for by name."""
-        try:
-            steps = json.loads(self.store.get(_LATEST))["steps"]
-            return [int(step) for step in steps if int(step) >= 0]
-        except FileNotFoundError:
-            return []
-        except (ValueError, KeyError, TypeError):
-            # It only helps the listing; the next commit writes it anew.
-            log_event(_LOG, "checkpoint_pointer_damaged", f"{self.url}/{_LATEST} is damaged.", level=logging.WARNING)
-            return []
-
-    def _point_to(self, step: int) -> None:
-        steps = [step, *(other for other in self._latest() if other != step)][:_LATEST_KEPT]
-        self.store.put(_LATEST, [json.dumps({"steps": steps}).encode() + b"\n"])
-
     def _identities(self) -> dict[int, str]:
         """The committed steps, each with what tells it from another that takes its name later."""
         listed = (_MANIFEST.fullmatch(stored.key) for stored in self.store.listing())
-        asked = sorted({int(found[1]) for found in listed if found} | set(self._latest()))
+        asked = sorted({int(found[1]) for found in listed if found} | set(self._latest.steps()))
         return {step: one for step, one in zip(asked, _in_parallel(self._identity, asked), strict=True) if one}
 
     def _identity(self, step: int) -> str | None:

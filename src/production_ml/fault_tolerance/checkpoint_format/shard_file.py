@@ -69,16 +69,11 @@ class ShardReader:
         Raises:
             DamagedCheckpointError: The header says something else than the manifest.
         """
-        described = self._header.get(chunk.key)
-        expected_dtype, expected_shape = stored_form(dtype, chunk.shape)
         size = size_bytes(dtype, chunk.shape)
-        if (
-            described is None
-            or (described["dtype"], tuple(described["shape"])) != (expected_dtype, expected_shape)
-            or len(chunk.hashes) != block_count(size)
-        ):
+        begin = self._begin(chunk, stored_form(dtype, chunk.shape))
+        if begin is None or len(chunk.hashes) != block_count(size):
             raise self._damage("is not described in the shard's header as the manifest says", tensor)
-        return LocatedChunk(tensor, self._data_start + int(described["data_offsets"][0]), size, chunk.hashes)
+        return LocatedChunk(tensor, self._data_start + begin, size, chunk.hashes)
 
     def read_block(self, chunk: LocatedChunk, index: int, out: memoryview, *, is_checked: bool = True) -> None:
         """Read one block into `out`, which is as long as the block; worth nothing where this raises.
@@ -144,6 +139,16 @@ class ShardReader:
         if (found := digest.hexdigest()) != chunk.hashes[index]:
             raise self._mismatch(chunk, index, found)
 
+    def _begin(self, chunk: ChunkEntry, expected: tuple[str, tuple[int, ...]]) -> int | None:
+        """Where the chunk begins in the data; None where the header, which anyone can write, says something else."""
+        try:
+            described = self._header[chunk.key]
+            begin = described["data_offsets"][0]
+            is_expected = (described["dtype"], tuple(described["shape"])) == expected
+        except (LookupError, TypeError):
+            return None
+        return begin if is_expected and type(begin) is int and begin >= 0 else None
+
     def _fill(self, position: int, piece: memoryview, tensor: str | None = None) -> None:
         if self._source.readinto(position, piece) != len(piece):
             raise self._damage("lies beyond the end of the file: the file is truncated", tensor)
@@ -162,7 +167,12 @@ class ShardReader:
         self._fill(len(prefix), memoryview(encoded))
         if hash_bytes(bytes(prefix + encoded)) != entry.header_hash:
             raise self._damage("the file's header does not match its hash")
-        header: dict[str, Any] = json.loads(encoded)
+        try:
+            header = json.loads(encoded)
+        except (ValueError, RecursionError):
+            header = None
+        if not isinstance(header, dict):
+            raise self._damage("the file's header is not a safetensors header")
         return header, len(prefix) + length
 
     def _mismatch(self, chunk: LocatedChunk, index: int, found: str) -> DamagedCheckpointError:

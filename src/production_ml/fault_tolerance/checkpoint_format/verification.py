@@ -48,23 +48,6 @@ class Damage:
         return f"{self.file}:{named} {self.problem}"
 
 
-def verify_all(directory: CheckpointPlace) -> dict[int, list[Damage]]:
-    """For each step, oldest first, what is wrong with it. What a running training removes meanwhile is left out.
-
-    Raises:
-        CheckpointError: One cannot be judged: the system refuses to read it, or a newer release wrote it.
-    """
-    verified = {}
-    for step in directory.steps():
-        identity = directory.identity(step)
-        damage = list(verify_checkpoint(directory, step))
-        if not damage or directory.identity(step) == identity:
-            verified[step] = damage
-    for found in directory.misnamed():
-        verified.setdefault(found.step, []).append(Damage.of_name(found))
-    return dict(sorted(verified.items()))
-
-
 def verify_checkpoint(directory: CheckpointPlace, step: int) -> Iterator[Damage]:
     """Everything that is wrong with the checkpoint of `step`; nothing where it is sound.
 

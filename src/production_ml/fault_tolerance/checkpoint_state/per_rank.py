@@ -9,13 +9,13 @@ from typing import Any, Final
 import torch
 from torch.distributed.tensor import DTensor
 
-from production_ml.core.errors import CheckpointWriteError, ConfigError
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
 from production_ml.fault_tolerance.checkpoint_state.mismatch import mismatch
 from production_ml.fault_tolerance.checkpoint_state.random_state import RandomState
-from production_ml.fault_tolerance.checkpoint_state.stateful import Stateful
+from production_ml.fault_tolerance.checkpoint_state.stateful import Stateful, loadable
 
 _LOG: Final = logging.getLogger(__name__)
 _AUTOMATIC: Final = "$random"
@@ -154,14 +154,7 @@ class RankRestoration:
             _LOG.warning("The random generators were not restored: %s. They go on from where they are.", problem)
 
     def _target(self, name: str, value: Any) -> Stateful:
-        target = unmarked(value)
-        if not isinstance(target, Stateful):
-            raise ConfigError(
-                name,
-                target,
-                "only objects with state_dict() and load_state_dict() are loaded in place",
-                cure="Plain values come back in what load_latest returns: state[name].",
-            )
+        target = loadable(name, unmarked(value))
         if self.is_same_world and name not in self._saved[self._rank]:
             raise mismatch(f"Rank {self._rank} saved no {name!r}.", cure=f"Call load_latest() without {name}.")
         return target

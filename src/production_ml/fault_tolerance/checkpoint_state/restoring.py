@@ -10,7 +10,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, from_local, local_box, whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
@@ -22,7 +21,7 @@ from production_ml.fault_tolerance.checkpoint_state.mismatch import mismatch
 from production_ml.fault_tolerance.checkpoint_state.module_state import ModuleRestoration, live_state, parameter_names
 from production_ml.fault_tolerance.checkpoint_state.optimizer_state import OptimizerRestoration
 from production_ml.fault_tolerance.checkpoint_state.per_rank import RankRestoration
-from production_ml.fault_tolerance.checkpoint_state.stateful import Stateful
+from production_ml.fault_tolerance.checkpoint_state.stateful import Stateful, loadable
 
 
 class _Part(Protocol):
@@ -157,13 +156,7 @@ def plan_restoration(
 
 
 def _extra_part(manifest: Manifest, name: str, target: Any, names: Mapping[int, str]) -> _Part:
-    if not isinstance(target, Stateful):
-        raise ConfigError(
-            name,
-            target,
-            "only objects with state_dict() and load_state_dict() are loaded in place",
-            cure="Plain values come back in what load_latest returns: state[name].",
-        )
+    stateful = loadable(name, target)
     saved = manifest.values["extra"].get(name)
     if saved is None:
         raise mismatch(f"The checkpoint holds no {name!r}.", cure=f"Call load_latest() without {name}, or save it too.")
@@ -174,4 +167,4 @@ def _extra_part(manifest: Manifest, name: str, target: Any, names: Mapping[int, 
         return ModuleRestoration(target, repr(name), saved["value"], manifest.tensors)
     if isinstance(target, Optimizer):
         return OptimizerRestoration(target, repr(name), names, saved["value"], manifest.tensors)
-    return _ObjectRestoration(target, name, saved["value"])
+    return _ObjectRestoration(stateful, name, saved["value"])

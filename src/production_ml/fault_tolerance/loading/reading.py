@@ -39,6 +39,19 @@ class _Task:
     run: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A box that lies in one piece in a block, and the part of it that is wanted."""
+
+    begin: int
+    """In elements from the begin of the block."""
+    shape: tuple[int, ...]
+    source: tuple[slice, ...]
+    """The part within the box."""
+    target: tuple[slice, ...]
+    """The same part within what is wanted."""
+
+
 def read_boxes(
     open_source: Callable[[str], ByteSource],
     manifest: Manifest,
@@ -105,7 +118,7 @@ class _ShardTasks:
             return
         common = intersection(box, held)
         if common is not None:
-            yield self._part(located, dtype, chunk, common, target[common.slices_within(box)])
+            yield from self._part(located, dtype, chunk, common, target[common.slices_within(box)])
 
     def verify_rest(self, name: str, dtype: str, chunk: ChunkEntry) -> Iterator[_Task]:
         """Verify the blocks of `chunk` that nothing else has read."""
@@ -125,28 +138,40 @@ class _ShardTasks:
 
         return _Task(len(out), run)
 
-    def _part(self, located: LocatedChunk, dtype: str, chunk: ChunkEntry, common: Box, target: torch.Tensor) -> _Task:
-        """Read the blocks that `common`, a part of `chunk`, touches."""
+    def _part(
+        self, located: LocatedChunk, dtype: str, chunk: ChunkEntry, common: Box, target: torch.Tensor
+    ) -> Iterator[_Task]:
+        """Read the blocks that `common`, a part of `chunk`, touches, each into memory that is let go at once.
+
+        A column touches all blocks of its chunk, which may be larger than what is free.
+        """
         inner = common.slices_within(Box(chunk.offsets, chunk.shape))
-        strides = _strides(chunk.shape)
+        strides, element_bytes = _strides(chunk.shape), ELEMENT_BYTES[dtype]
         first = sum(part.start * stride for part, stride in zip(inner, strides, strict=True))
         last = sum((part.stop - 1) * stride for part, stride in zip(inner, strides, strict=True))
-        blocks = range(first * ELEMENT_BYTES[dtype] // BLOCK_BYTES, block_count((last + 1) * ELEMENT_BYTES[dtype]))
-        for index in blocks:
-            self._note(chunk.key, index)
-        checked = {index for index in blocks if self._is_checked()}
-        base, end = blocks.start * BLOCK_BYTES, block_range(located.size_bytes, blocks.stop - 1)[1]
+        wanted = Box(tuple(part.start for part in inner), common.shape)
+        for index in range(first * element_bytes // BLOCK_BYTES, block_count((last + 1) * element_bytes)):
+            begin, end = block_range(located.size_bytes, index)
+            copies = list(_copies(chunk.shape, wanted, begin // element_bytes, end // element_bytes))
+            if copies:
+                self._note(chunk.key, index)
+                yield self._part_of_block(located, index, DTYPES[dtype], copies, target)
+
+    def _part_of_block(
+        self, located: LocatedChunk, index: int, dtype: torch.dtype, copies: list[_Copy], target: torch.Tensor
+    ) -> _Task:
+        begin, end = block_range(located.size_bytes, index)
+        is_checked = self._is_checked()
 
         def run() -> None:
-            scratch = torch.empty(end - base, dtype=torch.uint8)
-            data = as_bytes(scratch)
-            for index in blocks:
-                begin, stop = block_range(located.size_bytes, index)
-                self._reader.read_block(located, index, data[begin - base : stop - base], is_checked=index in checked)
-            elements = scratch.view(DTYPES[dtype])
-            target.copy_(elements.as_strided(common.shape, strides, first - base // ELEMENT_BYTES[dtype]))
+            scratch = torch.empty(end - begin, dtype=torch.uint8)
+            self._reader.read_block(located, index, as_bytes(scratch), is_checked=is_checked)
+            elements = scratch.view(dtype)
+            for copy in copies:
+                piece = elements[copy.begin : copy.begin + math.prod(copy.shape)].view(copy.shape)
+                target[copy.target].copy_(piece[copy.source])
 
-        return _Task(end - base, run)
+        return _Task(end - begin, run)
 
     def _note(self, key: str, index: int) -> bool:
         """Whether a block is seen for the first time."""
@@ -162,6 +187,39 @@ class _ShardTasks:
 
 def _is_wanted(box: Box | None, chunk: ChunkEntry) -> bool:
     return box is not None and intersection(box, Box(chunk.offsets, chunk.shape)) is not None
+
+
+def _copies(shape: tuple[int, ...], wanted: Box, begin: int, end: int) -> Iterator[_Copy]:
+    """What to copy out of the elements `begin` to `end` of a contiguous tensor of `shape`, so as to fill `wanted`."""
+    done = 0
+    for piece in _boxes_of_range(shape, begin, end):
+        common = intersection(piece, wanted)
+        if common is not None:
+            yield _Copy(done, piece.shape, common.slices_within(piece), common.slices_within(wanted))
+        done += math.prod(piece.shape)
+
+
+def _boxes_of_range(shape: tuple[int, ...], begin: int, end: int) -> Iterator[Box]:
+    """The elements `begin` to `end` of a contiguous tensor as boxes, in order: a part of a row, whole rows, a part."""
+    if begin >= end:
+        return
+    if not shape:
+        yield Box((), ())
+        return
+    row = math.prod(shape[1:])
+    first_whole, end_whole = -(-begin // row), end // row
+    if first_whole > end_whole:
+        yield from _boxes_of_row(shape, end_whole, begin - end_whole * row, end - end_whole * row)
+        return
+    yield from _boxes_of_row(shape, first_whole - 1, begin - (first_whole - 1) * row, row)
+    if first_whole < end_whole:
+        yield Box((first_whole,) + (0,) * len(shape[1:]), (end_whole - first_whole, *shape[1:]))
+    yield from _boxes_of_row(shape, end_whole, 0, end - end_whole * row)
+
+
+def _boxes_of_row(shape: tuple[int, ...], row: int, begin: int, end: int) -> Iterator[Box]:
+    for box in _boxes_of_range(shape[1:], begin, end):
+        yield Box((row, *box.offsets), (1, *box.shape))
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import os
 import secrets
 import socket
 import threading
+import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,9 +29,16 @@ STALL_SECONDS: Final = 30.0
 """After so long without a byte, the other side is taken to be lost."""
 _MOST_HELLO_BYTES: Final = 1 << 10
 _HELLO_SECONDS: Final = 5.0
+"""For all of it: a byte now and then keeps nobody at the door."""
 _MOST_VISITORS: Final = 64
+"""Of those who have been let in."""
+_MOST_AT_THE_DOOR: Final = 256
+"""Of those who have not said the token yet; one more, and the one who has waited longest is turned away."""
 _VISITORS_FAULTS: Final = (OSError, ValueError, LookupError, TypeError, MemoryError, RecursionError, CheckpointError)
 """Whatever a stranger sends, or a friend that dies, it ends the visit and nothing else."""
+_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
+"""What hinders one from being let in now, and others not later."""
+_BREATH_SECONDS: Final = 0.1
 _MEMORY: Final = Path("/proc/meminfo")
 
 
@@ -39,6 +49,28 @@ class Door(NamedTuple):
     port: int
     token: str
     """Ranks give it to each other over their store; it is in no log and no file."""
+
+
+class _Visitor(socket.socket):
+    """Who came to the door."""
+
+    deadline_seconds: float | None = None
+    """On the monotonic clock: nothing is received after that."""
+
+    def recvmsg(self, *given: Any) -> Any:
+        self._hurry()
+        return super().recvmsg(*given)
+
+    def recv_into(self, *given: Any) -> int:
+        self._hurry()
+        return super().recv_into(*given)
+
+    def _hurry(self) -> None:
+        if self.deadline_seconds is not None:
+            left_seconds = self.deadline_seconds - time.monotonic()
+            if left_seconds <= 0:
+                raise TimeoutError("no token came in time")
+            self.settimeout(left_seconds)
 
 
 class PeerDoor(threading.Thread):
@@ -57,17 +89,27 @@ class PeerDoor(threading.Thread):
         self._copies = copies
         self._listener = socket.create_server((host, 0), family=_family(host), backlog=_MOST_VISITORS)
         self._visitors = threading.BoundedSemaphore(_MOST_VISITORS)
+        self._waiting: OrderedDict[_Visitor, None] = OrderedDict()
+        self._lock = threading.Lock()
         self.door = Door(host, int(self._listener.getsockname()[1]), secrets.token_hex(16))
 
     def run(self) -> None:
         """Serve until the process ends."""
         while True:
-            self._visitors.acquire()
             try:
-                visitor, _ = self._listener.accept()
-            except OSError:
+                accepted, _ = self._listener.accept()
+            except OSError as problem:
+                if problem.errno in _PASSING:
+                    time.sleep(_BREATH_SECONDS)
+                    continue
                 return
-            threading.Thread(target=self._receive, args=(visitor,), daemon=True).start()
+            visitor = _Visitor(fileno=accepted.detach())
+            self._make_way_for(visitor)
+            try:
+                threading.Thread(target=self._receive, args=(visitor,), daemon=True).start()
+            except RuntimeError:  # no thread can be started now
+                self._leave_the_door(visitor)
+                visitor.close()
 
     def close(self) -> None:
         """Let nobody in any more."""
@@ -75,16 +117,35 @@ class PeerDoor(threading.Thread):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def _receive(self, visitor: socket.socket) -> None:
-        try:
-            with visitor, contextlib.suppress(*_VISITORS_FAULTS):
-                visitor.settimeout(_HELLO_SECONDS)
-                hello = messages.receive(visitor, _MOST_HELLO_BYTES)
-                if hello is not None and hmac.compare_digest(str(hello[0]["token"]).encode(), self.door.token.encode()):
+    def _make_way_for(self, visitor: _Visitor) -> None:
+        """Let one more wait. Strangers can fill the door, but a friend, who is quick, never finds it shut."""
+        with self._lock:
+            if len(self._waiting) >= _MOST_AT_THE_DOOR:
+                longest, _ = self._waiting.popitem(last=False)
+                with contextlib.suppress(OSError):
+                    longest.shutdown(socket.SHUT_RDWR)  # its thread closes it
+            self._waiting[visitor] = None
+
+    def _leave_the_door(self, visitor: _Visitor) -> None:
+        with self._lock:
+            self._waiting.pop(visitor, None)
+
+    def _receive(self, visitor: _Visitor) -> None:
+        with visitor, contextlib.suppress(*_VISITORS_FAULTS):
+            try:
+                is_known = self._knows_the_token(visitor)
+            finally:
+                self._leave_the_door(visitor)
+            if is_known:
+                with self._visitors:
                     visitor.settimeout(STALL_SECONDS)
                     self._serve(visitor)
-        finally:
-            self._visitors.release()
+
+    def _knows_the_token(self, visitor: _Visitor) -> bool:
+        visitor.deadline_seconds = time.monotonic() + _HELLO_SECONDS
+        hello = messages.receive(visitor, _MOST_HELLO_BYTES)
+        visitor.deadline_seconds = None
+        return hello is not None and hmac.compare_digest(str(hello[0]["token"]).encode(), self.door.token.encode())
 
     def _serve(self, visitor: socket.socket) -> None:
         while (received := messages.receive(visitor, MOST_RECORD_BYTES)) is not None:

@@ -12,6 +12,13 @@ from typing import Any, Final
 
 from production_ml.core.errors import CheckpointWriteError, DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.manifest_checks import (
+    check_files,
+    check_head,
+    check_tensors,
+    check_values,
+    understanding,
+)
 from production_ml.fault_tolerance.saving.parts import Part, merge_parts, part_from_json, part_json
 from production_ml.storage.hashing import hash_bytes
 
@@ -68,12 +75,26 @@ def decode_record(encoded: str, *, step: int) -> CopyRecord:
     Raises:
         DamagedCheckpointError: It is not what was encoded.
     """
-    expected, text = encoded[:_HASH_DIGITS], encoded[_HASH_DIGITS:]
-    if (found := hash_bytes(text.encode())) != expected:
-        problem = f"the record of a copy does not match its hash (expected {expected[:8]}, found {found[:8]})"
-        raise DamagedCheckpointError(copy_name(step), problem, step=step)
-    document = json.loads(text)
-    return CopyRecord(**{**document, "part": part_from_json(document["part"])})
+    with understanding(copy_name(step), "the record of a copy", step=step):
+        expected, text = encoded[:_HASH_DIGITS], encoded[_HASH_DIGITS:]
+        if (found := hash_bytes(text.encode())) != expected:
+            problem = f"the record of a copy does not match its hash (expected {expected[:8]}, found {found[:8]})"
+            raise DamagedCheckpointError(copy_name(step), problem, step=step)
+        document = json.loads(text)
+        record = CopyRecord(**{**document, "part": part_from_json(document["part"])})
+        _check(record)
+        return record
+
+
+def _check(record: CopyRecord) -> None:
+    check_head(record.step, record.save_id, record.created_at, record.world_size)
+    if type(record.rank) is not int or not 0 <= record.rank < record.world_size:
+        raise ValueError(f"rank {record.rank!r} of {record.world_size}")
+    # Whoever has the other ranks' records checks what the state names: here are this rank's tensors alone.
+    check_files(record.part.files)
+    check_tensors(record.part.tensors, record.part.files)
+    for value in record.metrics.values():
+        float(value)
 
 
 def assemble(records: Sequence[CopyRecord]) -> Manifest:
@@ -90,6 +111,8 @@ def assemble(records: Sequence[CopyRecord]) -> Manifest:
         whole = merge_parts([record.part for record in records])
     except CheckpointWriteError as problem:
         raise DamagedCheckpointError(copy_name(first.step), problem.what, step=first.step) from problem
+    with understanding(copy_name(first.step), "the records of the copies", step=first.step):
+        check_values([first.values, *whole.rank_values], whole.tensors)
     return _manifest(first, whole)
 
 

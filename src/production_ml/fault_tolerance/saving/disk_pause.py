@@ -87,11 +87,6 @@ class DiskPause:
         """Whether saves are left out for want of room."""
         return self._pause is not None
 
-    @property
-    def skipped_saves(self) -> int:
-        """How many saves this pause has cost so far."""
-        return self._pause.skipped_saves if self._pause is not None else 0
-
     def admits(self, step: int, needed_bytes: int) -> bool:
         """Whether to save `step` now, which all ranks together need so many bytes for. If not, that is told already."""
         if self._pause is not None and self._clock.monotonic_seconds() < self._pause.retry_seconds:

@@ -6,7 +6,11 @@ import json
 
 import pytest
 
+from production_ml.cli.checkpoint.verifying import damage_of
 from production_ml.core.errors import ExitCode, InputFileError
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
+from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.storage.hashing import hash_bytes
 
 
 def test_sound_checkpoints_are_told_so(run, root):
@@ -43,3 +47,42 @@ def test_a_check_of_nothing_does_not_pass(run, root, tmp_path):
         run("verify", root, 7)
     with pytest.raises(InputFileError, match="does not exist"):
         run("verify", tmp_path / "absent")
+
+
+def test_what_a_training_removes_meanwhile_is_left_out_and_damage_is_not(root):
+    class BesideATraining(CheckpointDirectory):
+        """Step 200 is pruned between the listing and the look at it."""
+
+        def manifest(self, step: int) -> Manifest:
+            if step == 200:
+                self.path.joinpath("step-00000200").rename(self.path / ".removed-step-00000200")
+            return super().manifest(step)
+
+    directory = BesideATraining(root)
+    (root / "step-00000300" / "manifest.json").unlink()
+
+    found = {step: damage_of(directory, step) for step in directory.steps()}
+
+    assert (found[100], found[200]) == ([], None)
+    assert [damage.problem for damage in found[300]] == ["the file is missing"]
+
+
+def test_a_checkpoint_under_a_damaged_name_is_damaged(run, root):
+    (root / "step-00000200").rename(root / "stup-00000200")
+
+    result = run("verify", root)
+
+    assert result.exit_code == ExitCode.DAMAGED
+    assert "stup-00000200: holds the checkpoint of step 200 under another name" in result.stdout
+
+
+def test_a_manifest_that_matches_its_hash_and_makes_no_sense_is_damage_and_no_traceback(run, root):
+    data = b'{"hash": "", "step": 200}\n'
+    data = data.replace(b'""', b'"%s"' % hash_bytes(data).encode(), 1)
+    (root / "step-00000200" / "manifest.json").write_bytes(data)
+
+    result = run("verify", root)
+
+    assert result.exit_code == ExitCode.DAMAGED
+    assert "step 200: DAMAGED" in result.stdout
+    assert "makes no sense" in result.stdout

@@ -1,19 +1,19 @@
-"""Bytes are the same wherever they come from, and a source that has no more says so by giving fewer."""
+"""A file gives the bytes that are in it, and says that it has no more by giving fewer."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from production_ml.core.errors import DamagedCheckpointError
-from production_ml.fault_tolerance.checkpoint_format.byte_source import ByteSource, FileSource, MemorySource
+from production_ml.fault_tolerance.checkpoint_format.byte_source import ByteSource, FileSource
 
 CONTENT = bytes(range(256)) * 40
 
 
-@pytest.fixture(params=["file", "memory"])
-def source(request, tmp_path) -> ByteSource:
-    if request.param == "memory":
-        return MemorySource("kept", memoryview(CONTENT))
+@pytest.fixture
+def source(tmp_path) -> ByteSource:
     (tmp_path / "kept").write_bytes(CONTENT)
     return FileSource(tmp_path / "kept", step=1)
 
@@ -36,14 +36,6 @@ def test_a_source_has_a_name_for_messages(source):
     source.close()
 
 
-def test_memory_is_let_go_when_the_source_is_closed():
-    memory = bytearray(10)
-    source = MemorySource("kept", memoryview(memory))
-    source.close()
-
-    memory.append(1)  # refused as long as anybody looks into it
-
-
 @pytest.mark.parametrize(("name", "problem"), [("absent", "missing"), (".", "directory")])
 def test_a_file_that_is_not_there_and_a_directory_in_its_place_are_damage(tmp_path, name, problem):
     def read_first_byte() -> None:
@@ -57,3 +49,10 @@ def test_a_file_that_is_not_there_and_a_directory_in_its_place_are_damage(tmp_pa
         read_first_byte()
 
     assert raised.value.step == 4
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_damage_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(DamagedCheckpointError, match="not a regular file"):
+        FileSource(tmp_path / "pipe", step=4)

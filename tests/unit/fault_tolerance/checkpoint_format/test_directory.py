@@ -241,3 +241,21 @@ def test_a_replacement_whose_rename_fails_puts_the_old_checkpoint_back(directory
     gone.release()
 
     assert directory.manifest(1).save_id == "a1"
+
+
+def test_all_directories_that_a_first_save_makes_are_made_durable(tmp_path, touched):
+    place = CheckpointDirectory(tmp_path / "a" / "b")
+
+    with touched(tmp_path) as found:  # to fsync a directory is to open it
+        place.begin(1, "00ff").release()
+
+    assert {tmp_path, tmp_path / "a"} <= found
+
+
+def test_a_quarantined_checkpoint_and_the_reason_are_made_durable(directory, commit_step, touched):
+    commit_step(1)
+
+    with touched(directory.path) as found:
+        moved = directory.quarantine(1, {"why": "a flipped bit"})
+
+    assert {directory.path, moved.parent, moved, moved / "reason.json"} <= found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,7 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import (
 )
 
 CHUNK = ChunkEntry(file="rank-00000.safetensors", key="x", offsets=(0, 2), shape=(3, 4), hashes=("ab" * 16, "ef" * 16))
+REST = replace(CHUNK, key="y", offsets=(0, 0), shape=(3, 2), hashes=("cd" * 16,))
 MANIFEST = Manifest(
     step=7,
     save_id="c0ffee",
@@ -35,7 +37,7 @@ MANIFEST = Manifest(
     values={"model": {"x": {"$tensor": "x"}}, "text": 'a "hash": "00000000000000000000000000000000" in it \u00e4'},
     rank_values=({"seed": 1}, None),
     files={"rank-00000.safetensors": FileEntry(size_bytes=100, header_hash="cd" * 16)},
-    tensors={"x": TensorEntry(dtype="F32", shape=(3, 6), chunks=(CHUNK,))},
+    tensors={"x": TensorEntry(dtype="F32", shape=(3, 6), chunks=(CHUNK, REST))},
 )
 
 
@@ -159,3 +161,12 @@ def test_the_id_of_the_save_is_found_in_the_head_alone(path, tmp_path):
 
     assert read_save_id(path) == "c0ffee"
     assert read_save_id(tmp_path / "absent.json") is None
+
+
+def test_a_pipe_in_the_place_of_a_manifest_is_damage_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "manifest.json")
+
+    for read in (read_manifest, read_summary):
+        with pytest.raises(DamagedCheckpointError, match="not a regular file"):
+            read(tmp_path / "manifest.json", step=7)
+    assert read_save_id(tmp_path / "manifest.json") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSour
 from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry
 from production_ml.fault_tolerance.checkpoint_format.shard_file import ShardReader
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES, as_bytes
+from production_ml.storage.hashing import hash_bytes
 
 
 def random_tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -173,3 +175,23 @@ def test_the_source_is_closed_with_the_reader_and_where_there_is_none(written):
 
     assert source.is_closed
     assert other.is_closed
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        (b"[]", "not a safetensors header"),
+        (b"{" * 100_000, "not a safetensors header"),
+        (b'{"x": []}', "not described"),
+        (b'{"x": {"dtype": "F32", "shape": [1]}}', "not described"),
+        (b'{"x": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}', "not described"),
+        (b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [-9, -5]}}', "not described"),
+    ],
+)
+def test_a_header_that_matches_its_hash_and_makes_no_sense_is_damage(tmp_path, header, problem):
+    data = struct.pack("<Q", len(header)) + header
+    (tmp_path / "s").write_bytes(data + bytes(4))
+    entry = FileEntry(size_bytes=len(data) + 4, header_hash=hash_bytes(data))
+
+    with pytest.raises(DamagedCheckpointError, match=problem):
+        read(tmp_path / "s", entry, ChunkEntry(file="s", key="x", offsets=(0,), shape=(1,), hashes=("",)))

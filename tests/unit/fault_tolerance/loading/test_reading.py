@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.blocks import BLOCK_BYTES
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
-from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource, MemorySource
+from production_ml.fault_tolerance.checkpoint_format.byte_source import FileSource
 from production_ml.fault_tolerance.checkpoint_format.directory_save import shard_name
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
-from production_ml.fault_tolerance.loading.reading import read_boxes
+from production_ml.fault_tolerance.loading.reading import _copies, read_boxes
 from production_ml.fault_tolerance.saving.order import Holding
 from production_ml.fault_tolerance.saving.parts import describe_part, merge_parts
 
@@ -52,10 +53,6 @@ def from_files(path: Path) -> Callable[[str], FileSource]:
     return lambda file: FileSource(path / file, step=1)
 
 
-def from_memory(path: Path) -> Callable[[str], MemorySource]:
-    return lambda file: MemorySource(file, memoryview((path / file).read_bytes()))
-
-
 def flip(path: Path, position: int) -> None:
     with path.open("r+b") as file:
         file.seek(position, 0 if position >= 0 else 2)
@@ -73,11 +70,10 @@ def test_rows_that_were_cut_one_way_are_read_another_way(tmp_path_factory, write
     begin, end = min(one, other), max(one, other)
 
     box = Box((begin, column), (end - begin, 3 - column))
-    for source in (from_files(path), from_memory(path)):
-        found = read_boxes(source, manifest, {"x": box}, rank=0, world_size=1)
+    found = read_boxes(from_files(path), manifest, {"x": box}, rank=0, world_size=1)
 
-        assert torch.equal(found["x"], tensor[begin:end, column:])
-        assert found["x"].is_contiguous()
+    assert torch.equal(found["x"], tensor[begin:end, column:])
+    assert found["x"].is_contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +111,41 @@ def test_boxes_that_cross_the_borders_of_blocks_are_read_whole(large, rows, colu
     )
 
     assert torch.equal(found["x"], expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.lists(st.integers(1, 5), max_size=4).map(tuple), st.integers(1, 40))
+def test_any_box_is_put_together_from_the_pieces_of_any_cut(data, shape, block):
+    tensor = torch.arange(math.prod(shape)).reshape(shape)
+    begins = tuple(data.draw(st.integers(0, size - 1)) for size in shape)
+    sizes = tuple(data.draw(st.integers(1, size - begin)) for size, begin in zip(shape, begins, strict=True))
+    found = torch.full(sizes, -1)
+
+    for begin in range(0, tensor.numel(), block):
+        elements = tensor.flatten()[begin : begin + block]
+        for copy in _copies(shape, Box(begins, sizes), begin, begin + len(elements)):
+            piece = elements[copy.begin : copy.begin + math.prod(copy.shape)].view(copy.shape)
+            found[copy.target].copy_(piece[copy.source])
+
+    assert torch.equal(found, tensor[Box(begins, sizes).slices_within(whole(shape))])
+
+
+def test_a_column_takes_memory_for_one_block_at_a_time_and_not_for_its_whole_chunk(large):
+    path, tensor, manifest = large
+    taken: list[int] = []
+
+    class Watched(FileSource):
+        """Notes how large the memory is, as a whole, that each piece is read into."""
+
+        def readinto(self, position: int, buffer: memoryview) -> int:
+            taken.append(memoryview(buffer.obj).nbytes)
+            return super().readinto(position, buffer)
+
+    column = {"x": Box((0, 7), (len(tensor), 1))}
+    found = read_boxes(lambda file: Watched(path / file, step=1), manifest, column, rank=0, world_size=1)
+
+    assert torch.equal(found["x"], tensor[:, 7:8])
+    assert max(taken) == BLOCK_BYTES
 
 
 def test_damage_in_a_block_that_no_rank_wants_is_found_all_the_same(large, tmp_path):

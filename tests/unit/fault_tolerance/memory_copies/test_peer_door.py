@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -9,6 +10,7 @@ import struct
 import pytest
 
 from production_ml.core.errors import DamagedCheckpointError
+from production_ml.fault_tolerance.memory_copies import peer_door
 from production_ml.fault_tolerance.memory_copies.kept import KeptCopies
 from production_ml.fault_tolerance.memory_copies.peer_door import PeerDoor, send_image, verify
 from production_ml.fault_tolerance.memory_copies.peer_visit import CopySender, fetch, visit
@@ -89,6 +91,44 @@ def test_whatever_a_stranger_says_it_is_hung_up_on_and_others_are_served(peer, c
     with visit(peer.door) as channel:
         messages.send(channel, {"kind": "fetch", "save_id": "aa", "rank": 0, "is_record_only": True})
         assert messages.receive(channel)[0] == {"kind": "gone"}
+
+
+def knock(peer: PeerDoor) -> socket.socket:
+    return socket.create_connection((peer.door.host, peer.door.port), timeout=30)
+
+
+def is_served(peer: PeerDoor) -> bool:
+    with visit(peer.door) as channel:
+        channel.settimeout(20)
+        messages.send(channel, {"kind": "fetch", "save_id": "aa", "rank": 0, "is_record_only": True})
+        return messages.receive(channel)[0] == {"kind": "gone"}
+
+
+@pytest.mark.parametrize("count", [70, 300])
+def test_strangers_who_say_nothing_keep_no_friend_out(peer, count, monkeypatch):
+    monkeypatch.setattr(peer_door, "_HELLO_SECONDS", 100.0)  # longer than the friend has patience
+    with contextlib.ExitStack() as strangers:
+        for _ in range(count):
+            strangers.enter_context(knock(peer))
+
+        assert is_served(peer)
+
+
+def test_a_byte_now_and_then_does_not_keep_a_stranger_at_the_door(peer, monkeypatch):
+    monkeypatch.setattr(peer_door, "_HELLO_SECONDS", 0.5)
+    said = 0
+
+    with knock(peer) as stranger, contextlib.suppress(ConnectionError):
+        stranger.settimeout(0.1)  # far below the limit for all of it
+        stranger.sendall(struct.pack("<Q", 1000))
+        while said < 200:
+            stranger.sendall(b" ")
+            said += 1
+            with contextlib.suppress(TimeoutError):
+                if stranger.recv(1) == b"":
+                    break
+
+    assert said < 200
 
 
 def hung_up(channel: socket.socket) -> bool:

