@@ -384,7 +384,7 @@ def test_loading_puts_a_checkpoint_back_whose_replacement_was_interrupted(root, 
         {"checkpoint_dir": None},
         {"verify": "half"},
         {"save_every": 0},
-        {"full_every": 0},
+        {"full_every": -1},
     ],
     ids=lambda arguments: next(iter(arguments)),
 )
