@@ -29,7 +29,7 @@ from production_ml.fault_tolerance.loading.setting_aside import set_damaged_asid
 from production_ml.fault_tolerance.memory_copies.found import NOTHING_FOUND, find_copies
 from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
 from production_ml.fault_tolerance.retention import KeepBest, KeepLast, KeepPolicy, Pruning
-from production_ml.fault_tolerance.save_schedule import EveryEpochs, SavePolicy, SaveSchedule, parse_save_every
+from production_ml.fault_tolerance.save_schedule import SavePolicy, SaveSchedule, parse_save_every
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause
 from production_ml.fault_tolerance.saving.draft import SaveInputs
 from production_ml.fault_tolerance.saving.order import write_error
@@ -57,7 +57,8 @@ class CheckpointManager:
         save_every: When `save_if_due` saves: every so many steps, every so often (a timedelta), `"auto"` for the
             interval that loses the least time by what saves cost here and how often this run fails (Young 1974), or a
             policy.
-        full_every: At the end of how many epochs `save_if_due` makes a full checkpoint; they are all kept.
+        full_every: At the end of how many epochs `save_if_due` makes a full checkpoint; they are all kept. 0 for none;
+            by default each epoch's in a directory, and none in an object store, where there can be none.
         verify: What `load_latest` compares with its hashes: `"full"` every byte, `"sampled"` a random sixteenth,
             `"off"` none. Sizes, headers and the manifest are compared always.
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
@@ -83,7 +84,7 @@ class CheckpointManager:
         best_mode: Literal["min", "max"] = "min",
         keep: Sequence[KeepPolicy] = (),
         save_every: int | timedelta | Literal["auto"] | SavePolicy = "auto",
-        full_every: int = 1,
+        full_every: int | None = None,
         verify: Verify = "full",
         asynchronous: bool = True,
         memory_copies: int = 0,
@@ -96,8 +97,7 @@ class CheckpointManager:
         self._directory = _prepared(open_place(checkpoint_dir))
         self._pruning = Pruning(self._directory, policies)
         self._best_metric = best_metric if save_best else None
-        self._full_every = EveryEpochs(full_every)
-        self._full = FullCheckpoints(self._directory)
+        self._full = FullCheckpoints(self._directory, every=full_every)
         self._pause = self._disk_pause()
         self._schedule = SaveSchedule(parse_save_every(save_every))
         # Who decides alone when to save is told nothing of intervals, and pays no message for them.
@@ -148,7 +148,11 @@ class CheckpointManager:
         if full:
             self._full.want(step)
         inputs = SaveInputs(model, optimizer, step, metrics or {}, extra_state)
-        numbers = self._saver.save(inputs)
+        numbers = None
+        try:
+            numbers = self._saver.save(inputs)
+        finally:
+            self._full.give_up_all_but(None if numbers is None else int(step))
         if numbers is None and self._memory_copies:
             # The disk is full; memory is not.
             self._saver.save(inputs, on_disk=False)
@@ -189,7 +193,7 @@ class CheckpointManager:
             ProductionMLError: As `save` does.
         """
         self._follows_schedule = True
-        full = epoch_ended is not None and self._full_every.is_due(epoch_ended)
+        full = self._full.is_due(epoch_ended)
         if not self._schedule.is_due(step) and not full:
             if self._memory_every and step % self._memory_every == 0:
                 self.save_to_memory(model=model, optimizer=optimizer, step=step, metrics=metrics, **extra_state)
@@ -284,7 +288,10 @@ class CheckpointManager:
         Raises:
             CheckpointWriteError: It failed. The newest committed checkpoint is unchanged.
         """
-        self._saver.wait()
+        try:
+            self._saver.wait()
+        finally:
+            self._full.give_up_all_but(None)
 
     def close(self) -> None:
         """Wait for the save under way, and give its memory back. Calling it twice is no error.
@@ -292,7 +299,10 @@ class CheckpointManager:
         Raises:
             CheckpointWriteError: The save under way failed.
         """
-        self._saver.close()
+        try:
+            self._saver.close()
+        finally:
+            self._full.give_up_all_but(None)
 
     def __enter__(self) -> CheckpointManager:
         return self

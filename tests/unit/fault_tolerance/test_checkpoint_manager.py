@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import errno
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -382,7 +384,7 @@ def test_loading_puts_a_checkpoint_back_whose_replacement_was_interrupted(root, 
         {"checkpoint_dir": None},
         {"verify": "half"},
         {"save_every": 0},
-        {"full_every": 0},
+        {"full_every": -1},
     ],
     ids=lambda arguments: next(iter(arguments)),
 )
@@ -436,3 +438,19 @@ def test_there_is_no_pickle_in_a_checkpoint(root, trained):
 
     suffixes = {path.suffix for path in (root / "step-00000001").iterdir()}
     assert suffixes == {".json", ".safetensors"}
+
+
+def test_state_that_training_has_let_go_of_does_not_stay_in_memory_for_a_save_that_is_over(root, trained):
+    model, optimizer = trained
+    with CheckpointManager(root, save_best=False) as manager:
+        manager.save(model=model, optimizer=optimizer, step=1)
+        manager.wait()
+        tensors = [value for state in optimizer.state.values() for value in state.values()]
+        held = [weakref.ref(value) for value in tensors if isinstance(value, torch.Tensor)]
+        del tensors
+
+        manager.load_latest(model, optimizer)
+        gc.collect()
+
+        assert held
+        assert [reference() for reference in held] == [None] * len(held)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from production_ml.core.errors import ConfigError
+from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance import CheckpointManager
 from production_ml.fault_tolerance.checkpoint_format.places import open_place
 from production_ml.fault_tolerance.full_checkpoints import FullCheckpoints
@@ -51,3 +52,66 @@ def test_a_full_checkpoint_that_cannot_be_written_is_told_and_the_save_stands(di
 def test_an_object_store_is_refused_with_the_way_out():
     with pytest.raises(ConfigError, match="production-ml checkpoint export memory://"):
         FullCheckpoints(open_place("memory://bucket/run")).want(1)
+
+
+def test_in_an_object_store_an_epochs_end_is_an_ordinary_step(trained):
+    with CheckpointManager("memory://full-checkpoints/run", save_every=2, save_best=False) as manager:
+        due = [manager.save_if_due(model=trained[0], step=step, epoch_ended=step) for step in (1, 2, 3)]
+
+    assert due == [False, True, False]
+
+
+def test_an_object_store_refuses_full_checkpoints_when_the_manager_is_made():
+    with pytest.raises(ConfigError, match=r"full_every.*object store"):
+        CheckpointManager("memory://full-checkpoints/run", full_every=1)
+    CheckpointManager("memory://full-checkpoints/run", full_every=0).close()
+
+
+def test_full_checkpoints_are_switched_off_with_0(directory, trained):
+    with CheckpointManager(directory.path, save_every=1000, full_every=0) as manager:
+        assert not manager.save_if_due(model=trained[0], step=1, epoch_ended=1)
+
+    assert not (directory.path / "full").exists()
+
+
+def test_a_step_that_is_a_tensor_is_written_whole_too(directory, trained):
+    with CheckpointManager(directory.path, save_best=False) as manager:
+        manager.save(model=trained[0], step=torch.tensor(7), full=True)
+
+    assert (directory.path / "full" / "step-00000007.safetensors").exists()
+
+
+def lost(caplog) -> list[int]:
+    """The steps whose full checkpoints the log says are not there."""
+    told = [record for record in caplog.records if getattr(record, "event", None) == "checkpoint_full_failed"]
+    return [record.fields["step"] for record in told]
+
+
+@pytest.mark.parametrize("ending", ["save", "wait", "close"])
+def test_a_save_that_failed_in_the_background_tells_that_its_full_checkpoint_is_lost(
+    directory, trained, caplog, file_size_limit, ending
+):
+    manager = CheckpointManager(directory.path, save_best=False)
+    manager.save(model=trained[0], step=0)  # has the memory, which the limit would refuse too
+    manager.wait()
+    with file_size_limit(64):
+        manager.save(model=trained[0], step=1, full=True)
+        with pytest.raises(CheckpointWriteError):
+            {"save": lambda: manager.save(model=trained[0], step=2), "wait": manager.wait, "close": manager.close}[
+                ending
+            ]()
+    assert lost(caplog) == [1]
+
+    manager.save(model=trained[0], step=3, full=True)
+    manager.close()
+
+    assert lost(caplog) == [1]
+    assert [path.name for path in (directory.path / "full").iterdir()] == ["step-00000003.safetensors"]
+
+
+def test_a_save_that_is_refused_tells_that_its_full_checkpoint_is_lost(directory, caplog):
+    with CheckpointManager(directory.path, save_best=False) as manager:
+        with pytest.raises(CheckpointWriteError, match="meta"):
+            manager.save(model=nn.Linear(2, 2, device="meta"), step=1, full=True)
+
+        assert lost(caplog) == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from production_ml.fault_tolerance.checkpoint_format.boxes import (
     is_box_sharded,
     is_first_replica,
     local_box,
-    local_data,
 )
 from production_ml.fault_tolerance.checkpoint_format.pieces import Piece
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import dtype_name
@@ -26,33 +26,57 @@ from production_ml.fault_tolerance.saving.order import Holding, ShardContents
 from production_ml.storage.hashing import hash_bytes
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """What this rank writes."""
+    """What this rank writes. It alone keeps the tensors alive, so it is to be let go of when they are copied."""
 
     contents: ShardContents
     """The same object as in the plan before, where nothing has changed."""
-    data: dict[str, torch.Tensor]
+    data: Mapping[str, torch.Tensor]
     """By key; still the training's own memory, on any device and in any stride."""
-    owners: dict[str, torch.Tensor]
+    owners: Mapping[str, torch.Tensor]
     """By key; the tensors themselves, as the training knows them."""
     fingerprint: str
     """The same on all ranks that hold parts of the same model and optimizer."""
 
 
-@dataclass(slots=True)
-class _Known:
-    """What was found out about a tensor, and what it was true of."""
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """A plan without its tensors, which are the caller's each time."""
 
-    tensor: torch.Tensor
-    local: torch.Tensor
+    contents: ShardContents
+    sharded: tuple[str, ...]
+    """The keys of DTensors."""
+    fingerprint: str
+
+    def plan_of(self, tensors: Mapping[str, torch.Tensor]) -> ShardPlan:
+        owners = {key: tensors[key] for key in self.contents.layout.extents}
+        data = owners
+        if self.sharded:
+            with torch.no_grad():  # else each local part would be a view for autograd, which takes ten times as long
+                data = owners | {key: owners[key].to_local() for key in self.sharded}  # type: ignore[attr-defined]
+        return ShardPlan(self.contents, data, owners, self.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was found out about a tensor, and what it was true of.
+
+    It holds no tensor alive: an optimizer's state that was replaced is not to stay in memory until the next save. A
+    dead reference matches nothing.
+    """
+
+    tensor: weakref.ref[torch.Tensor]
+    local: weakref.ref[torch.Tensor] | None
+    """Of a DTensor; None of others."""
     pointer: int
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: str
+    place: tuple[Any, ...]
+    """The memory that the tensor stands for: tensors that share it are written once."""
     box: Box | None
     """None where another rank writes it."""
-    data: torch.Tensor
     name: str
     """Of the whole tensor, of which this may be a piece under a key of its own."""
     whole_shape: tuple[int, ...]
@@ -61,20 +85,23 @@ class _Known:
 
     def is_true_of(self, tensor: torch.Tensor) -> bool:
         """Whether nothing has changed; asked of every tensor at every save, so it is brief."""
-        local = self.local
-        return (
-            self.tensor is tensor
-            and (tensor is local or tensor._local_tensor is local)  # type: ignore[attr-defined]
-            and self.pointer == local.data_ptr()
-            and self.shape == local.shape
-            and self.stride == local.stride()
-        )
+        if self.tensor() is not tensor:
+            return False
+        local = tensor
+        if self.local is not None:
+            local = tensor._local_tensor  # type: ignore[attr-defined]
+            if self.local() is not local:
+                return False
+        return self.pointer == local.data_ptr() and self.shape == local.shape and self.stride == local.stride()
 
     @property
-    def place(self) -> tuple[Any, ...]:
-        """The memory that the tensor stands for: tensors that share it are written once."""
-        flags = (self.local.is_conj(), self.local.is_neg())
-        return (self.pointer, self.local.device, self.local.dtype, self.shape, self.stride, flags)
+    def is_empty(self) -> bool:
+        return 0 in self.shape
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """All that the shard's layout depends on."""
+        return (self.dtype, self.box, self.whole_shape, self.local is None)
 
 
 class ShardPlanner:
@@ -87,7 +114,7 @@ class ShardPlanner:
     def __init__(self, *, rank: int) -> None:
         self._rank = rank
         self._known: dict[str, _Known] = {}
-        self._plan = ShardPlan(ShardContents.of(()), {}, {}, "")
+        self._outline = _Outline(ShardContents.of(()), (), "")
         self._layout: Layout | None = None
         self._shared: set[str] = set()
         """The keys under which several names stand, and those names."""
@@ -112,7 +139,6 @@ class ShardPlanner:
         pieces = pieces or {}
         own = {key: piece.data for key, piece in pieces.items()}
         to_look_at = own if layout is not None and layout is self._layout else {**tensors, **own}
-        self._layout = layout
         tensors = {**tensors, **own}
         changed = [
             name
@@ -123,28 +149,40 @@ class ShardPlanner:
         if len(before) == len(tensors) and self._are_alike(looked_at):
             # New tensors in the places of old ones, as the state of a random generator is at each save.
             before.update(looked_at)
-            for name, known in looked_at.items():
-                if known.box is not None:
-                    self._plan.data[name], self._plan.owners[name] = known.data, known.tensor
-            return self._plan
-        self._known = {name: looked_at.get(name) or before[name] for name in tensors}
-        self._plan = self._plan_anew()
-        return self._plan
+        else:
+            self._known = {name: looked_at.get(name) or before[name] for name in tensors}
+            self._outline = self._outline_anew()
+        # Only now: where a tensor could not be written, the next plan has to look at it again.
+        self._layout = layout
+        return self._outline.plan_of(tensors)
 
     def _look_at(self, name: str, tensor: torch.Tensor, piece: Piece | None) -> _Known:
         dtype = _check_writable(name, tensor)
         # The attribute and not to_local(), which makes a new tensor each time.
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-        place = local.data_ptr(), local.shape, local.stride(), dtype
+        box: Box | None = None
         if piece is not None:
-            return _Known(tensor, local, *place, piece.box, local_data(tensor), piece.name, piece.shape, is_own=True)
-        box = local_box(tensor) if self._is_mine(tensor) else None
-        return _Known(tensor, local, *place, box, local_data(tensor), name, tuple(tensor.shape), is_own=False)
+            box = piece.box
+        elif self._is_mine(tensor):
+            box = local_box(tensor)
+        return _Known(
+            tensor=weakref.ref(tensor),
+            local=None if local is tensor else weakref.ref(local),
+            pointer=local.data_ptr(),
+            shape=local.shape,
+            stride=local.stride(),
+            dtype=dtype,
+            place=_place_of(local),
+            box=box,
+            name=name if piece is None else piece.name,
+            whole_shape=tuple(tensor.shape) if piece is None else piece.shape,
+            is_own=piece is not None,
+        )
 
     def _are_alike(self, looked_at: Mapping[str, _Known]) -> bool:
         """Whether the plan stands with these in the places of those before them."""
         # What stands for the same memory as another is written once; a tie may be new.
-        pointers = {known.pointer for known in looked_at.values() if known.box is not None and known.data.numel()}
+        pointers = {known.pointer for known in looked_at.values() if known.box is not None and not known.is_empty}
         now = (looked_at.get(name, known) for name, known in self._known.items())
         places = [known.place for known in now if known.pointer in pointers and known.box is not None]
         is_tied = len(set(places)) < len(places)
@@ -153,40 +191,40 @@ class ShardPlanner:
     def _is_alike(self, name: str, known: _Known) -> bool:
         """Whether a changed tensor takes the same place in the shard as the one before it."""
         before = self._known.get(name)
-        return (
-            before is not None
-            and name not in self._shared
-            and (before.dtype, before.box, before.whole_shape) == (known.dtype, known.box, known.whole_shape)
-        )
+        return before is not None and name not in self._shared and before.kind == known.kind
 
-    def _plan_anew(self) -> ShardPlan:
-        data: dict[str, torch.Tensor] = {}
-        owners: dict[str, torch.Tensor] = {}
+    def _outline_anew(self) -> _Outline:
         keys: dict[Any, str] = {}
         holdings: list[Holding] = []
+        sharded: list[str] = []
         self._shared = set()
         for name, known in self._known.items():
             if known.box is None:
                 continue
-            key = keys.setdefault(known.place, name) if known.data.numel() else name
+            key = name if known.is_empty else keys.setdefault(known.place, name)
             if key != name:
                 self._shared.update((key, name))
+            elif known.local is not None:
+                sharded.append(key)
             box = known.box
             holdings.append(Holding(known.name, key, known.dtype, known.whole_shape, box.offsets, box.shape))
-            if key not in data:
-                data[key], owners[key] = known.data, known.tensor
-        return ShardPlan(ShardContents.of(tuple(holdings)), data, owners, self._fingerprint())
+        return _Outline(ShardContents.of(tuple(holdings)), tuple(sharded), self._fingerprint())
 
     def _is_mine(self, tensor: torch.Tensor) -> bool:
         return is_first_replica(tensor) if isinstance(tensor, DTensor) else self._rank == 0
 
     def _fingerprint(self) -> str:
         described = (
-            f"{name} {known.dtype} {tuple(known.tensor.shape)}"
+            f"{name} {known.dtype} {known.whole_shape}"
             for name, known in self._known.items()
-            if not known.is_own and (not name.startswith("extra.") or isinstance(known.tensor, DTensor))
+            if not known.is_own and (not name.startswith("extra.") or known.local is not None)
         )
         return hash_bytes("\n".join(described).encode())
+
+
+def _place_of(local: torch.Tensor) -> tuple[Any, ...]:
+    flags = (local.is_conj(), local.is_neg())
+    return (local.data_ptr(), local.device, local.dtype, local.shape, local.stride(), flags)
 
 
 def _check_writable(name: str, tensor: torch.Tensor) -> str:

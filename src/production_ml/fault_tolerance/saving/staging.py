@@ -39,7 +39,8 @@ class _Copy:
 
     @classmethod
     def of(cls, name: str, source: torch.Tensor, target: torch.Tensor, owner: torch.Tensor) -> _Copy:
-        return cls(name, source, target, owner, (source._version, owner._version), take_sample(source))
+        versions = (source._version, owner._version)
+        return cls(name, source.detach(), target, owner, versions, take_sample(source))
 
     @property
     def is_torn(self) -> bool:
@@ -52,7 +53,8 @@ class Transfer:
     """What is still under way when `save()` returns.
 
     Args:
-        copies: The copies that may be made behind training.
+        copies: The copies that may be made behind training. They are let go of when they are made, as whoever holds
+            this may hold it until the next save, and training may have let go of the tensors.
         on_devices: Where devices make them.
     """
 
@@ -70,6 +72,14 @@ class Transfer:
         Raises:
             TornSaveError: Something was changed before it had been copied.
         """
+        try:
+            self._make_copies()
+            if torn := self._look():
+                raise TornSaveError(torn)
+        finally:
+            self._copies = []
+
+    def _make_copies(self) -> None:
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         try:
             for copy in self._copies:
@@ -83,8 +93,6 @@ class Transfer:
             # comes to its gate, or waits for this save, is amid none; else it is given longer than the copies took.
             taken_seconds = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
             self._looked_at.wait(_LEAST_LOOK_SECONDS + 2 * taken_seconds)
-        if torn := self._look():
-            raise TornSaveError(torn)
 
     def let_change(self) -> None:
         """Return when training may change everything: on a device it may be told so, as it works in order."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_state.capture_cache import Layout
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlan, ShardPlanner
 
 
@@ -135,3 +138,33 @@ def test_a_tie_that_is_made_or_cut_between_two_saves_is_noticed():
     assert set(planner.plan({"a": one, "b": other}).data) == {"a"}
     other.data = torch.zeros(4)
     assert set(planner.plan({"a": one, "b": other}).data) == {"a", "b"}
+
+
+def test_a_planner_keeps_no_tensor_alive_once_its_plan_is_gone():
+    planner = ShardPlanner(rank=0)
+    tensors = {"exp_avg": torch.ones(4), "w": nn.Parameter(torch.ones(4))}
+    held = [weakref.ref(tensor) for tensor in tensors.values()]
+    for _ in range(2):
+        planner.plan(tensors)
+
+    tensors.clear()
+
+    assert [reference() for reference in held] == [None, None]
+
+
+def test_a_tensor_in_the_place_of_a_dead_one_is_the_one_that_is_written():
+    planner = ShardPlanner(rank=0)
+    for value in range(20):  # memory and ids are used again
+        tensors = {"exp_avg": torch.full((4,), float(value))}
+        assert planner.plan(tensors).data["exp_avg"].tolist() == [value] * 4
+        del tensors
+
+
+def test_a_tensor_that_cannot_be_written_is_named_again_though_the_layout_stands():
+    planner = ShardPlanner(rank=0)
+    planner.plan({"model.odd": torch.ones(2)}, layout=Layout())
+    tensors, layout = {"model.odd": torch.empty(2, device="meta")}, Layout()
+
+    for _ in range(2):
+        with pytest.raises(CheckpointWriteError, match=r"'model\.odd'"):
+            planner.plan(tensors, layout=layout)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 
 import pytest
 import torch
@@ -175,3 +177,28 @@ def test_a_model_that_grows_and_shrinks_is_laid_out_anew(staging, planner):
 def test_a_state_without_tensors_is_staged_too(staging, planner):
     begin(staging, planner.plan({})).run()
     begin(staging, planner.plan({"x": torch.empty(0)})).run()
+
+
+@pytest.mark.parametrize("is_torn", [False, True])
+def test_a_transfer_that_has_ended_keeps_no_tensor_alive(staging, planner, is_torn):
+    original = torch.ones(LARGE)
+    held = weakref.ref(original)
+    transfer = begin(staging, planner.plan({"x": original}), original)
+    if is_torn:
+        original.zero_()
+    with pytest.raises(TornSaveError) if is_torn else contextlib.nullcontext():
+        transfer.run()
+
+    del original
+
+    assert held() is None
+    transfer.let_change()
+
+
+def test_a_parameter_of_other_strides_is_copied_later_too(staging, planner):
+    original = torch.nn.Parameter(torch.arange(2.0 * LARGE).reshape(2, LARGE).t())
+    plan = planner.plan({"x": original})
+
+    begin(staging, plan, original).run()
+
+    assert staged(staging, plan)["x"] == bytes_of(original.detach())
