@@ -137,7 +137,7 @@ def test_a_save_whose_waiting_is_interrupted_is_finished_and_its_answer_is_not_t
     interrupted_when(error, lambda: lock.descriptor is None)
     with pytest.raises(type(error)):
         writer.write(share.order, share.image, lock)
-    share_of(1, rank=1, world_size=2).carry_out()  # until the commit
+    share_of(1, rank=1, world_size=2, tensors={"of rank 1": torch.ones(2)}).carry_out()  # until the commit
 
     larger = share_of(2, tensors={"y": torch.ones(5000)})
     size_bytes = writer.write(larger.order, larger.image, directory.begin(2, "00ff"))
@@ -155,7 +155,7 @@ def test_what_is_written_into_an_image_again_waits_for_the_interrupted_save_of_i
     with pytest.raises(KeyboardInterrupt):
         writer.write(share.order, share.image, lock)
     process = process_of(writer)
-    share_of(1, rank=1, world_size=2).carry_out()
+    share_of(1, rank=1, world_size=2, tensors={"of rank 1": torch.ones(2)}).carry_out()
 
     writer.reuse(share.image, agreed=0)
 
