@@ -17,7 +17,7 @@ from production_ml.fault_tolerance.saving.free_space import full_disk_error
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
-from production_ml.fault_tolerance.saving.writer.client import Writer
+from production_ml.fault_tolerance.saving.writer.client import NoKeeperError, Writer
 
 if TYPE_CHECKING:
     from production_ml.fault_tolerance.saving.draft import SaveDraft
@@ -83,10 +83,17 @@ class SaveInFlight:
                 f"The checkpoint of step {order.step} failed: {problem!r}", meaning=UNCHANGED
             )
             self.error.__cause__ = problem
+        if isinstance(self.error, NoKeeperError):
+            return  # the log tells it once
         if self.error is not None:
             report_failure(order.step, self.error)
         elif order.rank == 0:
             self._follow_up(Committed(order.step, size_bytes, order.on_disk))
+
+    @property
+    def on_disk(self) -> bool:
+        """False where it is for memory alone."""
+        return self._draft.order.on_disk
 
     @property
     def is_excused(self) -> bool:

@@ -78,6 +78,8 @@ class Saver:
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         self._leave_parents_things()
+        # It uses the writer from a thread of its own.
+        self._await_prepared()
         before = self._ended()
         call = "save" if on_disk else "save_to_memory"
         self._ring.settle(self._writer, call=call)
@@ -152,8 +154,7 @@ class Saver:
         try:
             self.wait()
         finally:
-            if self._preparing is not None:
-                self._preparing.join()
+            self._await_prepared()
             self._stop_expecting()
             self._gate.remove()
             self._writer.close()
@@ -191,7 +192,8 @@ class Saver:
         error = None if before is None else before.error
         of_before = Standing(
             given_up=error if isinstance(error, GivenUpError) else None,
-            is_excused=before is not None and before.is_excused,
+            # What memory did not take is in the log, and is no reason to lose a checkpoint on disk as well.
+            is_excused=before is not None and (before.is_excused or (on_disk and not before.on_disk and error is not None)),
         )
         if error is not None and not of_before.is_excused and of_before.given_up is None:
             return Standing(problem=error)
@@ -248,10 +250,12 @@ class Saver:
         self._preparing = threading.Thread(target=work, name="checkpoint-prepare", daemon=True)
         self._preparing.start()
 
-    def _draft(self, inputs: SaveInputs, *, on_disk: bool) -> SaveDraft:
+    def _await_prepared(self) -> None:
         if self._preparing is not None:
             self._preparing.join()
             self._preparing = None
+
+    def _draft(self, inputs: SaveInputs, *, on_disk: bool) -> SaveDraft:
         drafting = self._drafting_now()
         self._staging = self._ring.next()
         self._ring.announce(self._writer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -25,6 +26,7 @@ from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, Sha
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
 from production_ml.fault_tolerance.saving.writer import messages
 
+_LOG: Final = logging.getLogger(__name__)
 _SOURCE_ROOT: Final = str(Path(production_ml.__file__).parent.parent)
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -42,6 +44,12 @@ def _let_go() -> None:
     """Leave them to whoever inherits them: Popen has no word for that, and would warn of children that still run."""
     for process in _left_behind:
         process.returncode = process.poll() or 0
+
+
+class NoKeeperError(CheckpointWriteError):
+    """Copies cannot be kept in memory here, which the log tells once: training and checkpoints on disk go on."""
+
+    is_healed = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +80,7 @@ class Writer:
         """The ids of the saves that the process keeps in memory, and some that it has dropped since."""
         self._contents: ShardContents | None = None
         self._leave_within_seconds: float | None = None
+        self._has_told_of_no_keeper = False
         self._orders = 0
         self._is_amid = False
         """Whether a message is on its way; it stays so where an exception, such as that of a Ctrl-C, came amid it."""
@@ -141,6 +150,7 @@ class Writer:
             The size of the whole checkpoint in bytes on rank 0, and 0 on the others.
 
         Raises:
+            NoKeeperError: It was to be kept in memory alone, and cannot be.
             CheckpointWriteError: There will be no such checkpoint.
         """
         self._has_order = False
@@ -155,6 +165,8 @@ class Writer:
         finally:
             # Not when it begins: a script may have failed while what is written now was still being copied.
             self._leave_within_seconds = None
+        if answer["kind"] == "no_keeper":
+            raise self._no_keeper_error(answer)
         if answer["kind"] == "failed":
             kind = GivenUpError if answer["is_given_up"] else CheckpointWriteError
             error = kind(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
@@ -174,6 +186,13 @@ class Writer:
         if answer["is_kept"]:
             self.kept.add(order.save_id)
         return answer
+
+    def _no_keeper_error(self, answer: dict[str, Any]) -> NoKeeperError:
+        error = NoKeeperError(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
+        if not self._has_told_of_no_keeper:
+            self._has_told_of_no_keeper = True
+            _LOG.warning("%s", error)
+        return error
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
         """The script has failed: do not wait long for ranks that may be gone. Another thread may say so."""

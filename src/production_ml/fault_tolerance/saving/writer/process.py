@@ -73,8 +73,12 @@ class WriterProcess:
                     self._patience.leave_soon(message["seconds"])
                 case "keep_copies":
                     self._keep_copies(message)
-                case _ if self._keeper is not None:
-                    self._tell(self._keeper, message)
+                case "transfers":
+                    self._tell_of_transfers(message["number"])
+                case "reuse" if self._keeper is not None:
+                    self._keeper.reuse(message)
+                case "introduce" if self._keeper is not None:
+                    self._keeper.introduce(message["peer"])
 
     def _next(self) -> tuple[dict[str, Any], list[int]] | None:
         # A worker that the trainer has forked may hold the channel open after the trainer's death.
@@ -100,16 +104,11 @@ class WriterProcess:
         except OSError as problem:
             self._no_keeper = CheckpointError(f"{place.path}: copies cannot be kept in memory ({problem.strerror}).")
 
-    def _tell(self, keeper: Keeper, message: dict[str, Any]) -> None:
-        match message["kind"]:
-            case "reuse":
-                keeper.reuse(message)
-            case "introduce":
-                keeper.introduce(message["peer"])
-            case "transfers":
-                # The trainer may have died meanwhile: the next look at the channel tells.
-                with contextlib.suppress(OSError):
-                    messages.send(self._channel, {"number": message["number"], **keeper.transfers()})
+    def _tell_of_transfers(self, number: int) -> None:
+        told = {} if self._keeper is None else self._keeper.transfers()
+        # The trainer may have died meanwhile: the next look at the channel tells.
+        with contextlib.suppress(OSError):
+            messages.send(self._channel, {"number": number, **told})
 
     def _map(self, slot: int, descriptor: int) -> None:
         if slot in self._images:
@@ -154,9 +153,13 @@ class WriterProcess:
                 keeper.end()
                 is_kept = True
 
+        answer: dict[str, Any]
         try:
-            size_bytes = self._fulfil(order, data, patience, keep)
-            answer: dict[str, Any] = {"kind": "saved", "size_bytes": size_bytes}
+            if keeper is None and not order.on_disk:
+                told = self._no_keeper
+                answer = {"kind": "no_keeper", "what": told.what, "meaning": told.meaning, "cure": told.cure}
+            else:
+                answer = {"kind": "saved", "size_bytes": self._fulfil(order, data, patience, keep)}
         except CheckpointError as error:
             number = error.errno if isinstance(error, CheckpointWriteError) else None
             answer = {
@@ -195,8 +198,6 @@ class WriterProcess:
         if order.on_disk:
             manifest = carry_out(order, data, patience, keep)
             return 0 if manifest is None else manifest.size_bytes
-        if self._keeper is None:
-            raise self._no_keeper
         part = complete_part(order, data)
         keep(part)
         return sum(file.size_bytes for file in part.files.values())
