@@ -179,6 +179,15 @@ def test_what_goes_wrong_on_one_rank_is_raised_on_all_and_the_next_save_works(ra
         assert found["step"] == 4
 
 
+def test_a_synchronous_save_that_fails_on_one_rank_is_raised_on_all_and_none_waits_for_another(ranks):
+    other, odd = ranks("synchronous")
+
+    for found in (other, odd):
+        assert [bool(problem) for problem in found["problems"]] == [False, True, False]
+        assert found["left"] == ["step-00000001", "step-00000003"]
+    assert odd["problems"][1].startswith("CheckpointWriteError: The save failed on rank 0: The checkpoint of step 2")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB, which takes root."""

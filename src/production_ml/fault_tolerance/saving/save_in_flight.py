@@ -67,8 +67,15 @@ class SaveInFlight:
 
     def start(self) -> None:
         """Work in the background."""
-        self._thread = threading.Thread(target=self.run, name=f"checkpoint-step-{self._draft.order.step}")
-        self._thread.start()
+        thread = threading.Thread(target=self.run, name=f"checkpoint-step-{self._draft.order.step}")
+        try:
+            thread.start()
+        except RuntimeError as problem:
+            # All ranks have agreed to this save, and this one cannot step back any more.
+            _LOG.warning("Step %d is saved while training waits: %s", self._draft.order.step, problem)
+            self.run()
+        else:
+            self._thread = thread
 
     def run(self) -> None:
         """Work, and keep what came of it."""

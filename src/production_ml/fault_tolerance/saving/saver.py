@@ -25,7 +25,7 @@ from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, SavingIsPausedError
 from production_ml.fault_tolerance.saving.free_space import full_disk_error
 from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors
-from production_ml.fault_tolerance.saving.save_agreement import Standing, agree
+from production_ml.fault_tolerance.saving.save_agreement import Standing, agree, raise_failure
 from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
 from production_ml.fault_tolerance.saving.staging import TornSaveError
@@ -138,6 +138,15 @@ class Saver:
             _LOG.warning("%s", ended.error)
             return
         raise ended.error
+
+    def _tell_outcome(self) -> None:
+        """Go on with all ranks, or raise on all of them: those that go on alone would wait for the others."""
+        ended = self._ended()
+        error = None if ended is None or ended.is_excused else ended.error
+        given_up = error if isinstance(error, GivenUpError) else None
+        raise_failure(None if given_up else error)
+        if given_up is not None:
+            _LOG.warning("%s", given_up)
 
     def leave_soon(self) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""
@@ -288,7 +297,7 @@ class Saver:
             self._in_flight.start()
         else:
             self._in_flight.run()
-            self.wait()
+            self._tell_outcome()
 
 
 def _has_hooks(thing: Any) -> bool:
