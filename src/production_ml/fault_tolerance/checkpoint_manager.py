@@ -61,6 +61,11 @@ class CheckpointManager:
         verify: What `load_latest` compares with its hashes: `"full"` every byte, `"sampled"` a random sixteenth,
             `"off"` none. Sizes, headers and the manifest are compared always.
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
+        defer_copies: Copy what the optimizers change after `save` has returned, but before their next `step()`, beside
+            forward and backward. A change in place by other means is noticed, and costs that checkpoint; only one
+            through `.data`, such as `parameter.data.copy_(...)`, is unseen by torch, and would be saved in part. Where
+            training makes such changes between `save` and `step()`, give False: then `save` copies everything before
+            it returns. Writing stays in the background.
         memory_copies: How many of the newest steps, saved by `save` or `save_to_memory`, are kept in memory as well. A
             process beside each rank keeps them while the launcher lives, so that a worker that crashed resumes from the
             newest in memory; a job of several nodes keeps them on a second node too. For K steps it takes the memory of
@@ -86,6 +91,7 @@ class CheckpointManager:
         full_every: int = 1,
         verify: Verify = "full",
         asynchronous: bool = True,
+        defer_copies: bool = True,
         memory_copies: int = 0,
         memory_every: int | None = None,
     ) -> None:
@@ -110,6 +116,7 @@ class CheckpointManager:
             on_commit=self._follow_up,
             disk_pause=self._pause,
             memory_copies=memory_copies,
+            defer_copies=defer_copies,
         )
 
     def save(
@@ -122,7 +129,10 @@ class CheckpointManager:
         full: bool = False,
         **extra_state: Any,
     ) -> None:
-        """Save the state as it is now. When this returns, training may change everything.
+        """Save the state as it is now. When this returns, training may change everything, but parameters by `.data`.
+
+        Parameters and optimizer state may still be copied until the next `optimizer.step()`, which waits for it. To
+        change them through `.data` before that, make the manager with `defer_copies=False`.
 
         It waits for the save before it, for there is at most one under way. Every rank has to call it.
 

@@ -24,7 +24,7 @@ from production_ml.fault_tolerance.saving.commit import GivenUpError
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, SavingIsPausedError
 from production_ml.fault_tolerance.saving.free_space import full_disk_error
-from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors
+from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors, hooked
 from production_ml.fault_tolerance.saving.save_agreement import Standing, agree, raise_failure
 from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
@@ -45,6 +45,7 @@ class Saver:
         on_commit: Called on rank 0 after each commit, and after each save that is kept in memory alone.
         disk_pause: What to do on a full disk; None where there is no disk.
         memory_copies: How many of the newest steps are kept in memory too.
+        defer_copies: Whether parameters may be copied until the next `optimizer.step()`; see `CheckpointManager`.
     """
 
     _drafting: Drafting | None
@@ -58,6 +59,7 @@ class Saver:
         on_commit: OnCommit,
         disk_pause: DiskPause | None = None,
         memory_copies: int = 0,
+        defer_copies: bool = True,
     ) -> None:
         self._directory = directory
         self._memory_copies = memory_copies
@@ -66,7 +68,7 @@ class Saver:
         self._disk_pause = disk_pause
         self._committed_bytes = 0
         self._leftovers_are_cleared = False
-        self._may_defer = asynchronous
+        self._may_defer = asynchronous and defer_copies
         self._expecting: RemovableHandle | None = None
         self._begin_anew()
 
@@ -105,8 +107,8 @@ class Saver:
                 waiting._prepare(SaveInputs(model, optimizer, 0, {}, {}))
 
         self._stop_expecting()
-        if _has_hooks(optimizer):  # DeepSpeed's has none
-            handle = self._expecting = optimizer.register_step_post_hook(prepare)
+        if (stepping := hooked(optimizer)) is not None:
+            handle = self._expecting = stepping.register_step_post_hook(prepare)
 
     def _stop_expecting(self) -> None:
         if self._expecting is not None:
@@ -202,7 +204,8 @@ class Saver:
         of_before = Standing(
             given_up=error if isinstance(error, GivenUpError) else None,
             # What memory did not take is in the log, and is no reason to lose a checkpoint on disk as well.
-            is_excused=before is not None and (before.is_excused or (on_disk and not before.on_disk and error is not None)),
+            is_excused=before is not None
+            and (before.is_excused or (on_disk and not before.on_disk and error is not None)),
         )
         if error is not None and not of_before.is_excused and of_before.given_up is None:
             return Standing(problem=error)
@@ -254,8 +257,9 @@ class Saver:
 
         try:
             plan = drafting.plan(inputs)
-        except CheckpointWriteError:
-            return  # the first save says why
+        except Exception:  # noqa: BLE001 - it is the user's optimizer.step() that calls: the first save says why
+            _LOG.debug("a checkpoint cannot be planned yet; the first save tries again", exc_info=True)
+            return
         self._preparing = threading.Thread(target=work, name="checkpoint-prepare", daemon=True)
         self._preparing.start()
 
@@ -273,7 +277,8 @@ class Saver:
             # Only before a save, as a reader has no say in it, and by rank 0 alone, for two would trip over each other.
             self._directory.remove_leftovers()
             self._leftovers_are_cleared = True
-        optimizers = [thing for thing in (inputs.optimizer, *inputs.extra.values()) if _has_hooks(thing)]
+        found = map(hooked, (inputs.optimizer, *inputs.extra.values()))
+        optimizers = [optimizer for optimizer in found if optimizer is not None]
         if not self._may_defer:
             return drafting.draft(inputs, frozenset())
         self._gate.guard(optimizers)
@@ -298,7 +303,3 @@ class Saver:
         else:
             self._in_flight.run()
             self._tell_outcome()
-
-
-def _has_hooks(thing: Any) -> bool:
-    return isinstance(thing, Optimizer)

@@ -266,3 +266,26 @@ def test_a_save_leaves_the_writer_to_the_thread_that_gets_it_ready(saver_with):
     writer.is_up.set()
 
     assert was_alone == [True]
+
+
+def test_with_copies_that_may_not_wait_even_a_change_through_data_comes_too_late(root):
+    model = nn.Linear(4000, 2000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    was = model.weight.detach().clone()
+    with CheckpointManager(root, defer_copies=False) as manager:
+        manager.save(model=model, optimizer=optimizer, step=1)
+        model.weight.data.zero_()
+
+        manager.load_latest(model, optimizer)
+
+    assert torch.equal(model.weight, was)
+
+
+def test_what_cannot_be_planned_raises_nowhere_in_the_training_step(saver_with, trained):
+    model, optimizer = trained
+    saver = saver_with(asynchronous=True)
+    saver.expect_training(model, optimizer)
+    model.register_buffer("odd", torch.ones(2).to_sparse())
+    model._save_to_state_dict = None  # not callable: no CheckpointWriteError, but a TypeError
+
+    optimizer.step()

@@ -136,9 +136,7 @@ class WriterProcess:
         self._saving = threading.Thread(target=self._carry_out, args=arguments)
         self._saving.start()
 
-    def _carry_out(
-        self, order: SaveOrder, message: dict[str, Any], patience: Patience, lock: SaveLock | None
-    ) -> None:
+    def _carry_out(self, order: SaveOrder, message: dict[str, Any], patience: Patience, lock: SaveLock | None) -> None:
         slot, is_sent = message["slot"], message["is_sent"]
         image = self._images.get(slot)
         data = memoryview(b"") if image is None else image.data
