@@ -185,7 +185,9 @@ def test_a_synchronous_save_that_fails_on_one_rank_is_raised_on_all_and_none_wai
     for found in (other, odd):
         assert [bool(problem) for problem in found["problems"]] == [False, True, False]
         assert found["left"] == ["step-00000001", "step-00000003"]
-    assert odd["problems"][1].startswith("CheckpointWriteError: The save failed on rank 0: The checkpoint of step 2")
+        # The other rank may have met the end of rank 0's save itself, while it was writing.
+        assert found["problems"][1].startswith("CheckpointWriteError: ")
+        assert "checkpoint of step 2" in found["problems"][1]
 
 
 @pytest.fixture
