@@ -294,6 +294,29 @@ def die_mid_save(root: Path) -> dict[str, object]:
     return {"left": names_in(root / "fsdp")}
 
 
+def synchronous(root: Path) -> dict[str, object]:
+    """Rank 0 cannot write its share of the second save, of which the other rank hears only that there is none."""
+    model, optimizer = plain(0)
+    place = root / "synchronous"
+    manager = CheckpointManager(place, asynchronous=False, save_every=1)
+
+    def save(step: int) -> str:
+        return problem_of(lambda: manager.save_if_due(model=model, optimizer=optimizer, step=step))
+
+    def limit_writer(size_bytes: int) -> None:
+        if RANK == 0:
+            [writer] = psutil.Process().children()
+            _, most = writer.rlimit(psutil.RLIMIT_FSIZE)
+            writer.rlimit(psutil.RLIMIT_FSIZE, (size_bytes, most))
+
+    problems = [save(1)]
+    limit_writer(100)
+    problems.append(save(2))
+    limit_writer(resource.RLIM_INFINITY)
+    problems.append(save(3))
+    return {"problems": problems, "left": names_in(place)}
+
+
 def main() -> None:
     scenario, root = sys.argv[1], Path(sys.argv[2])
     dist.init_process_group("gloo")
@@ -305,6 +328,7 @@ def main() -> None:
         "new-groups": new_groups,
         "die-mid-save": die_mid_save,
         "full-disk": full_disk,
+        "synchronous": synchronous,
         "lose-node-mid-save": lose_node_mid_save,
     }
     try:

@@ -179,6 +179,17 @@ def test_what_goes_wrong_on_one_rank_is_raised_on_all_and_the_next_save_works(ra
         assert found["step"] == 4
 
 
+def test_a_synchronous_save_that_fails_on_one_rank_is_raised_on_all_and_none_waits_for_another(ranks):
+    other, odd = ranks("synchronous")
+
+    for found in (other, odd):
+        assert [bool(problem) for problem in found["problems"]] == [False, True, False]
+        assert found["left"] == ["step-00000001", "step-00000003"]
+        # The other rank may have met the end of rank 0's save itself, while it was writing.
+        assert found["problems"][1].startswith("CheckpointWriteError: ")
+        assert "checkpoint of step 2" in found["problems"][1]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB, which takes root."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteError, ConfigError
+from production_ml.core.errors import CheckpointMismatchError, ConfigError
 from production_ml.core.structured_logging import Event, subscribe, unsubscribe
 from production_ml.fault_tolerance import CheckpointManager
 from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPlace
@@ -195,19 +195,21 @@ def test_a_number_of_copies_that_is_none_is_refused(directory, wrong):
         CheckpointManager(directory, memory_copies=wrong)
 
 
-def test_where_others_could_look_nothing_is_kept_and_the_disk_still_works(directory, runtime):
+def test_where_others_could_look_nothing_is_kept_which_is_told_once_and_costs_no_checkpoint_on_disk(
+    directory, runtime, caplog
+):
     (runtime / "production-ml").mkdir()
     (runtime / "production-ml").chmod(0o777)
     model, optimizer = build(0)
     with CheckpointManager(directory, memory_copies=1) as manager:
-        manager.save(model=model, optimizer=optimizer, step=1)
-        manager.wait()
-        manager.save_to_memory(model=model, optimizer=optimizer, step=2)
-
-        with pytest.raises(CheckpointWriteError, match="not a directory of this user alone"):
+        for step in (2, 4):
+            manager.save_to_memory(model=model, optimizer=optimizer, step=step - 1)
+            manager.save(model=model, optimizer=optimizer, step=step)
+            manager.save_to_memory(model=model, optimizer=optimizer, step=step)
             manager.wait()
 
-    assert (directory / "step-00000001" / "manifest.json").exists()
+    assert all((directory / f"step-{step:08d}" / "manifest.json").exists() for step in (2, 4))
+    assert caplog.text.count("not a directory of this user alone") == 1
 
 
 def test_a_training_leaves_no_keeper_and_no_file_behind(trained, directory, runtime):

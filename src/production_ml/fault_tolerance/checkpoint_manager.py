@@ -35,6 +35,7 @@ from production_ml.fault_tolerance.saving.draft import SaveInputs
 from production_ml.fault_tolerance.saving.order import write_error
 from production_ml.fault_tolerance.saving.save_in_flight import Committed
 from production_ml.fault_tolerance.saving.saver import Saver
+from production_ml.storage.durable import make_directory_durably
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -62,6 +63,11 @@ class CheckpointManager:
         verify: What `load_latest` compares with its hashes: `"full"` every byte, `"sampled"` a random sixteenth,
             `"off"` none. Sizes, headers and the manifest are compared always.
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
+        defer_copies: Copy what the optimizers change after `save` has returned, but before their next `step()`, beside
+            forward and backward. A change in place by other means is noticed, and costs that checkpoint; only one
+            through `.data`, such as `parameter.data.copy_(...)`, is unseen by torch, and would be saved in part. Where
+            training makes such changes between `save` and `step()`, give False: then `save` copies everything before
+            it returns. Writing stays in the background.
         memory_copies: How many of the newest steps, saved by `save` or `save_to_memory`, are kept in memory as well. A
             process beside each rank keeps them while the launcher lives, so that a worker that crashed resumes from the
             newest in memory; a job of several nodes keeps them on a second node too. For K steps it takes the memory of
@@ -87,6 +93,7 @@ class CheckpointManager:
         full_every: int | None = None,
         verify: Verify = "full",
         asynchronous: bool = True,
+        defer_copies: bool = True,
         memory_copies: int = 0,
         memory_every: int | None = None,
     ) -> None:
@@ -110,6 +117,7 @@ class CheckpointManager:
             on_commit=self._follow_up,
             disk_pause=self._pause,
             memory_copies=memory_copies,
+            defer_copies=defer_copies,
         )
 
     def save(
@@ -122,7 +130,10 @@ class CheckpointManager:
         full: bool = False,
         **extra_state: Any,
     ) -> None:
-        """Save the state as it is now. When this returns, training may change everything.
+        """Save the state as it is now. When this returns, training may change everything, but parameters by `.data`.
+
+        Parameters and optimizer state may still be copied until the next `optimizer.step()`, which waits for it. To
+        change them through `.data` before that, make the manager with `defer_copies=False`.
 
         It waits for the save before it, for there is at most one under way. Every rank has to call it.
 
@@ -374,7 +385,7 @@ def _prepared(place: CheckpointPlace) -> CheckpointPlace:
     """The place, made if need be: a path that cannot work is better found before the first hour of training."""
     if isinstance(place, CheckpointDirectory):
         try:
-            place.path.mkdir(parents=True, exist_ok=True)
+            make_directory_durably(place.path)
         except OSError as problem:
             meaning = "Nothing was saved or loaded, and nothing is lost."
             raise write_error(f"{place.path}: cannot be a checkpoint directory", problem, meaning=meaning) from problem

@@ -69,6 +69,18 @@ class MutationGate:
             self._hook = None
 
 
+def hooked(thing: Any) -> Optimizer | None:
+    """The optimizer whose steps can be hooked: a wrapper such as Accelerate's has no hooks but those of what it wraps.
+
+    None where there is none, as in DeepSpeed's.
+    """
+    while isinstance(thing, Optimizer):
+        if hasattr(thing, "_optimizer_step_pre_hooks"):
+            return thing
+        thing = getattr(thing, "optimizer", None)
+    return None
+
+
 def guarded_tensors(optimizers: Iterable[Optimizer]) -> set[int]:
     """The `id`s of the tensors that these optimizers change and nothing else does."""
     guarded: set[int] = set()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import weakref
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -16,11 +19,11 @@ class PinnedImage:
     """The pin in an image, which has to be taken out before the image moves."""
 
     def __init__(self) -> None:
-        self._address = 0
+        self._unpin: Callable[[], object] | None = None
 
     @property
     def is_pinned(self) -> bool:
-        return self._address != 0
+        return self._unpin is not None
 
     def pin(self, image: ShardImage) -> None:
         """Pin it; where the system does not let us, copies are slower and hold training up, but are right."""
@@ -31,10 +34,17 @@ class PinnedImage:
         if int(problem) != 0:
             _LOG.warning("%d bytes for checkpoints cannot be pinned (%s): saves are slower", whole.numel(), problem)
             return
-        self._address = whole.data_ptr()
+        # A manager that is dropped without close() takes the pin out too: it comes before the map goes.
+        self._unpin = unpin = weakref.finalize(image, _unregister, whole.data_ptr(), os.getpid())
+        unpin.atexit = False  # the end of the process frees it, and the driver may be gone by then
 
     def release(self) -> None:
         """Take the pin out."""
-        if self._address:
-            torch.cuda.cudart().cudaHostUnregister(self._address)  # type: ignore[no-untyped-call]
-            self._address = 0
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
+
+
+def _unregister(address: int, pid: int) -> None:
+    if pid == os.getpid():  # a fork has no GPU
+        torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]

@@ -51,6 +51,21 @@ def agree(standing: Standing, *, call: str = "save") -> SaveDraft | None:
     return agreed
 
 
+def raise_failure(error: CheckpointWriteError | None) -> None:
+    """Hear from all ranks how a save has ended; with `error` it failed on this one.
+
+    Raises:
+        CheckpointWriteError: It failed on this rank, or on another.
+        CheckpointError: Another rank does not save at all, but loads.
+    """
+    answers = gather_json(None if error is None else told(error), call="save, its outcome")
+    if error is not None:
+        raise error
+    for rank, problem in enumerate(answers):
+        if problem is not None:
+            raise CheckpointWriteError(f"The save failed on rank {rank}: {problem}", meaning=UNCHANGED)
+
+
 def _answer(standing: Standing) -> dict[str, Any]:
     facts: dict[str, Any] = {"is_paused": standing.is_paused, "is_excused": standing.is_excused}
     if standing.given_up is not None:

@@ -17,7 +17,7 @@ from production_ml.fault_tolerance.saving.free_space import full_disk_error
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
-from production_ml.fault_tolerance.saving.writer.client import Writer
+from production_ml.fault_tolerance.saving.writer.client import NoKeeperError, Writer
 
 if TYPE_CHECKING:
     from production_ml.fault_tolerance.saving.draft import SaveDraft
@@ -68,8 +68,15 @@ class SaveInFlight:
 
     def start(self) -> None:
         """Work in the background."""
-        self._thread = threading.Thread(target=self.run, name=f"checkpoint-step-{self._draft.order.step}")
-        self._thread.start()
+        thread = threading.Thread(target=self.run, name=f"checkpoint-step-{self._draft.order.step}")
+        try:
+            thread.start()
+        except RuntimeError as problem:
+            # All ranks have agreed to this save, and this one cannot step back any more.
+            _LOG.warning("Step %d is saved while training waits: %s", self._draft.order.step, problem)
+            self.run()
+        else:
+            self._thread = thread
 
     def run(self) -> None:
         """Work, and keep what came of it."""
@@ -90,10 +97,17 @@ class SaveInFlight:
                 f"The checkpoint of step {order.step} failed: {problem!r}", meaning=UNCHANGED
             )
             self.error.__cause__ = problem
+        if isinstance(self.error, NoKeeperError):
+            return  # the log tells it once
         if self.error is not None:
             report_failure(order.step, self.error)
         elif order.rank == 0:
             self._follow_up(Committed(order.step, size_bytes, order.on_disk))
+
+    @property
+    def on_disk(self) -> bool:
+        """False where it is for memory alone."""
+        return self._draft.order.on_disk
 
     @property
     def is_excused(self) -> bool:

@@ -24,8 +24,8 @@ from production_ml.fault_tolerance.saving.commit import GivenUpError
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, SavingIsPausedError
 from production_ml.fault_tolerance.saving.free_space import full_disk_error
-from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors
-from production_ml.fault_tolerance.saving.save_agreement import Standing, agree
+from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors, hooked
+from production_ml.fault_tolerance.saving.save_agreement import Standing, agree, raise_failure
 from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveInFlight
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
 from production_ml.fault_tolerance.saving.staging import TornSaveError
@@ -45,6 +45,7 @@ class Saver:
         on_commit: Called on rank 0 after each commit, and after each save that is kept in memory alone.
         disk_pause: What to do on a full disk; None where there is no disk.
         memory_copies: How many of the newest steps are kept in memory too.
+        defer_copies: Whether parameters may be copied until the next `optimizer.step()`; see `CheckpointManager`.
     """
 
     _drafting: Drafting | None
@@ -58,6 +59,7 @@ class Saver:
         on_commit: OnCommit,
         disk_pause: DiskPause | None = None,
         memory_copies: int = 0,
+        defer_copies: bool = True,
     ) -> None:
         self._directory = directory
         self._memory_copies = memory_copies
@@ -66,7 +68,7 @@ class Saver:
         self._disk_pause = disk_pause
         self._committed_bytes = 0
         self._leftovers_are_cleared = False
-        self._may_defer = asynchronous
+        self._may_defer = asynchronous and defer_copies
         self._expecting: RemovableHandle | None = None
         self._begin_anew()
 
@@ -78,6 +80,8 @@ class Saver:
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         self._leave_parents_things()
+        # It uses the writer from a thread of its own.
+        self._await_prepared()
         before = self._ended()
         call = "save" if on_disk else "save_to_memory"
         self._ring.settle(self._writer, call=call)
@@ -103,8 +107,8 @@ class Saver:
                 waiting._prepare(SaveInputs(model, optimizer, 0, {}, {}))
 
         self._stop_expecting()
-        if _has_hooks(optimizer):  # DeepSpeed's has none
-            handle = self._expecting = optimizer.register_step_post_hook(prepare)
+        if (stepping := hooked(optimizer)) is not None:
+            handle = self._expecting = stepping.register_step_post_hook(prepare)
 
     def _stop_expecting(self) -> None:
         if self._expecting is not None:
@@ -137,6 +141,15 @@ class Saver:
             return
         raise ended.error
 
+    def _tell_outcome(self) -> None:
+        """Go on with all ranks, or raise on all of them: those that go on alone would wait for the others."""
+        ended = self._ended()
+        error = None if ended is None or ended.is_excused else ended.error
+        given_up = error if isinstance(error, GivenUpError) else None
+        raise_failure(None if given_up else error)
+        if given_up is not None:
+            _LOG.warning("%s", given_up)
+
     def leave_soon(self) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""
         self._leave_parents_things()
@@ -152,8 +165,7 @@ class Saver:
         try:
             self.wait()
         finally:
-            if self._preparing is not None:
-                self._preparing.join()
+            self._await_prepared()
             self._stop_expecting()
             self._gate.remove()
             self._writer.close()
@@ -191,7 +203,9 @@ class Saver:
         error = None if before is None else before.error
         of_before = Standing(
             given_up=error if isinstance(error, GivenUpError) else None,
-            is_excused=before is not None and before.is_excused,
+            # What memory did not take is in the log, and is no reason to lose a checkpoint on disk as well.
+            is_excused=before is not None
+            and (before.is_excused or (on_disk and not before.on_disk and error is not None)),
         )
         if error is not None and not of_before.is_excused and of_before.given_up is None:
             return Standing(problem=error)
@@ -243,15 +257,18 @@ class Saver:
 
         try:
             plan = drafting.plan(inputs)
-        except CheckpointWriteError:
-            return  # the first save says why
+        except Exception:  # noqa: BLE001 - it is the user's optimizer.step() that calls: the first save says why
+            _LOG.debug("a checkpoint cannot be planned yet; the first save tries again", exc_info=True)
+            return
         self._preparing = threading.Thread(target=work, name="checkpoint-prepare", daemon=True)
         self._preparing.start()
 
-    def _draft(self, inputs: SaveInputs, *, on_disk: bool) -> SaveDraft:
+    def _await_prepared(self) -> None:
         if self._preparing is not None:
             self._preparing.join()
             self._preparing = None
+
+    def _draft(self, inputs: SaveInputs, *, on_disk: bool) -> SaveDraft:
         drafting = self._drafting_now()
         self._staging = self._ring.next()
         self._ring.announce(self._writer)
@@ -260,7 +277,8 @@ class Saver:
             # Only before a save, as a reader has no say in it, and by rank 0 alone, for two would trip over each other.
             self._directory.remove_leftovers()
             self._leftovers_are_cleared = True
-        optimizers = [thing for thing in (inputs.optimizer, *inputs.extra.values()) if _has_hooks(thing)]
+        found = map(hooked, (inputs.optimizer, *inputs.extra.values()))
+        optimizers = [optimizer for optimizer in found if optimizer is not None]
         if not self._may_defer:
             return drafting.draft(inputs, frozenset())
         self._gate.guard()
@@ -284,8 +302,4 @@ class Saver:
             self._in_flight.start()
         else:
             self._in_flight.run()
-            self.wait()
-
-
-def _has_hooks(thing: Any) -> bool:
-    return isinstance(thing, Optimizer)
+            self._tell_outcome()

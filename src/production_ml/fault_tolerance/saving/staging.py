@@ -130,6 +130,7 @@ class Staging:
     def __init__(self) -> None:
         self.image = ShardImage()
         self._pinned = PinnedImage()
+        self._for_devices = False
         self._contents: ShardContents | None = None
         self._views: dict[str, torch.Tensor] = {}
         self._large: list[str] = []
@@ -140,7 +141,7 @@ class Staging:
         Raises:
             OSError: The memory for it is not there.
         """
-        if contents is self._contents and for_devices == self._pinned.is_pinned:
+        if contents is self._contents and for_devices == self._for_devices:
             return
         self._views, self._contents = {}, None
         self._pinned.release()
@@ -153,7 +154,7 @@ class Staging:
             self._views[key] = flat.view(DTYPES[extent.dtype]).view(extent.shape)
         extents = contents.layout.extents.items()
         self._large = [key for key, extent in extents if extent.size_bytes >= _WORTH_DEFERRING_BYTES]
-        self._contents = contents
+        self._contents, self._for_devices = contents, for_devices
 
     def begin(self, plan: ShardPlan, deferrable: Collection[int]) -> Transfer:
         """Copy what must be copied now, and say what is left. What was staged before must be in use no more.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
@@ -18,6 +19,7 @@ from production_ml.fault_tolerance.memory_copies.meeting_place import MeetingPla
 from production_ml.fault_tolerance.memory_copies.visit import what_keepers_hold
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import Holding, SaveOrder, ShardContents
+from production_ml.fault_tolerance.saving.writer import messages
 from production_ml.fault_tolerance.saving.writer.client import Keeping, Writer
 from production_ml.monitoring.run_directory import process_start
 
@@ -94,6 +96,36 @@ def test_it_keeps_what_a_dead_trainer_left_and_the_successors_keeper_takes_it_ov
     [(new, steps)] = held(owned).items()
     assert new != old
     assert steps[-3:] == [2, 3, 4]
+
+
+def test_a_trainer_that_dies_with_a_question_unanswered_leaves_its_copies_all_the_same(owned, trainer):
+    writer = trainer(1, 2)
+    [name] = held(owned)
+    keeper = psutil.Process(pid_of(name))
+    keeper.suspend()  # so that the answer comes too late
+    messages.send(writer._channel, {"kind": "transfers", "number": 7})
+    writer.close()
+    keeper.resume()
+
+    trainer(3)
+
+    [steps] = [steps for other, steps in held(owned).items() if other != name]
+    assert steps == [1, 2, 3]
+
+
+def test_after_an_interrupted_exchange_a_new_keeper_begins_and_nothing_of_the_old_one_is_counted_on(owned, trainer):
+    writer = trainer(1)
+    [old] = held(owned)
+    writer._is_amid = True  # as an exception leaves it that comes amid a message
+    assert writer.transfers() == {}
+    assert writer.kept == set()
+
+    image = ShardImage()
+    image.resize(CONTENTS.layout.size_bytes)
+    writer.write(order(2), image, None)
+
+    assert old not in held(owned)
+    assert list(held(owned).values()) == [[2]]
 
 
 def test_a_predecessors_copies_go_as_newer_ones_come(owned, trainer):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors
+from production_ml.fault_tolerance.saving.mutation_gate import MutationGate, guarded_tensors, hooked
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
 from production_ml.fault_tolerance.saving.staging import Staging, TornSaveError, Transfer
 
@@ -122,3 +122,17 @@ def test_a_fork_does_not_wait_for_a_copy_of_its_parent(optimizer, transfer):
 
     assert os.waitpid(child, 0)[1] == 0
     transfer.run()
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate's: an Optimizer by name, that has none of its parts but those of the one it wraps."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def test_a_wrapper_without_hooks_is_seen_through_and_what_has_none_at_all_is_left_alone(optimizer):
+    assert hooked(optimizer) is optimizer
+    assert hooked(Wrapper(Wrapper(optimizer))) is optimizer
+    assert hooked(Wrapper(None)) is None
+    assert hooked(torch.optim.lr_scheduler.StepLR(optimizer, 1)) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -296,3 +297,21 @@ def test_another_failure_is_no_matter_of_the_disks_pause(directory, flight_of):
     assert flight.error is not None
     assert not flight.is_excused
     assert not pause.is_paused
+
+
+def test_where_no_thread_can_be_started_training_waits_but_the_checkpoint_is_made(
+    directory, flight_of, monkeypatch, caplog
+):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    flight = flight_of()
+    with monkeypatch.context() as patch:
+        # As the system's own limit would: a real one would hit the test's writer too.
+        patch.setattr(threading.Thread, "start", refuse)
+        flight.start()
+    flight.join()
+
+    assert flight.error is None
+    assert directory.steps() == [1]
+    assert "saved while training waits: can't start new thread" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance import CheckpointManager
+from production_ml.fault_tolerance.memory_copies.ring import ImageRing
 from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause
 from production_ml.fault_tolerance.saving.draft import SaveInputs
@@ -223,3 +225,68 @@ def test_what_rank_0_gave_up_is_a_warning_to_the_others_that_wait_for_it(saver_w
     saver.wait()
 
     assert "given up by rank 0" in caplog.text
+
+
+def test_what_memory_did_not_take_is_no_reason_to_lose_a_checkpoint_on_disk(directory, saver_with, caplog):
+    killed = CheckpointWriteError("The checkpoint of step 1 was not written: the process that writes was killed.")
+    saver = saver_with(asynchronous=True, writer=RefusedWriter(killed))
+
+    saver.save(inputs_of(1), on_disk=False)
+    saver.save(inputs_of(2))
+    saver.wait()
+
+    assert directory.steps() == [2]
+    assert events_in(caplog)[:1] == ["checkpoint_save_failed"]
+
+
+class SlowStart(Writer):
+    """Its process takes as long to start as a test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_up = threading.Event()
+
+    def prepare(self, image):
+        self.is_up.wait(0.5)
+        super().prepare(image)
+
+
+def test_a_save_leaves_the_writer_to_the_thread_that_gets_it_ready(saver_with):
+    writer = SlowStart()
+    saver = saver_with(asynchronous=True, writer=writer)
+    was_alone = []
+
+    class Ring(ImageRing):
+        def settle(self, writer, *, call):
+            was_alone.append("checkpoint-prepare" not in [thread.name for thread in threading.enumerate()])
+            super().settle(writer, call=call)
+
+    saver._ring = Ring(0)
+    saver._prepare(inputs_of(1))
+    saver.save(inputs_of(1))
+    writer.is_up.set()
+
+    assert was_alone == [True]
+
+
+def test_with_copies_that_may_not_wait_even_a_change_through_data_comes_too_late(root):
+    model = nn.Linear(4000, 2000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    was = model.weight.detach().clone()
+    with CheckpointManager(root, defer_copies=False) as manager:
+        manager.save(model=model, optimizer=optimizer, step=1)
+        model.weight.data.zero_()
+
+        manager.load_latest(model, optimizer)
+
+    assert torch.equal(model.weight, was)
+
+
+def test_what_cannot_be_planned_raises_nowhere_in_the_training_step(saver_with, trained):
+    model, optimizer = trained
+    saver = saver_with(asynchronous=True)
+    saver.expect_training(model, optimizer)
+    model.register_buffer("odd", torch.ones(2).to_sparse())
+    model._save_to_state_dict = None  # not callable: no CheckpointWriteError, but a TypeError
+
+    optimizer.step()

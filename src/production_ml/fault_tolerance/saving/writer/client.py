@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -25,6 +26,7 @@ from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, Sha
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
 from production_ml.fault_tolerance.saving.writer import messages
 
+_LOG: Final = logging.getLogger(__name__)
 _SOURCE_ROOT: Final = str(Path(production_ml.__file__).parent.parent)
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -42,6 +44,12 @@ def _let_go() -> None:
     """Leave them to whoever inherits them: Popen has no word for that, and would warn of children that still run."""
     for process in _left_behind:
         process.returncode = process.poll() or 0
+
+
+class NoKeeperError(CheckpointWriteError):
+    """Copies cannot be kept in memory here, which the log tells once: training and checkpoints on disk go on."""
+
+    is_healed = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +80,11 @@ class Writer:
         """The ids of the saves that the process keeps in memory, and some that it has dropped since."""
         self._contents: ShardContents | None = None
         self._leave_within_seconds: float | None = None
+        self._has_told_of_no_keeper = False
+        self._orders = 0
+        self._is_amid = False
+        """Whether a message is on its way; it stays so where an exception, such as that of a Ctrl-C, came amid it."""
+        self._has_order = False
 
     def prepare(self, image: ShardImage) -> None:
         """Start the process, if it is not there, and let it map the image, which may be one of several.
@@ -79,11 +92,13 @@ class Writer:
         Raises:
             CheckpointWriteError: No process can be started.
         """
+        self._recover()
         if self._process is None or self._process.poll() is not None:
             self._start()
         slot = image.descriptor
         if self._channel is not None and self._image_sizes.get(slot) != len(image.data):
-            messages.send(self._channel, {"kind": "image", "slot": slot}, [slot])
+            with self._amid_messages():
+                messages.send(self._channel, {"kind": "image", "slot": slot}, [slot])
             self._image_sizes[slot] = len(image.data)
 
     def transfers(self) -> dict[str, Any]:
@@ -91,31 +106,35 @@ class Writer:
 
         Only to be asked while no save is under way.
         """
+        self._recover()
         if self._channel is not None and self._keeping is not None:
-            with contextlib.suppress(OSError):
-                messages.send(self._channel, {"kind": "transfers"})
-                received = messages.receive(self._channel)
-                if received is not None:
-                    return received[0]
+            with contextlib.suppress(ConnectionError), self._amid_messages():
+                number = self._next_number()
+                messages.send(self._channel, {"kind": "transfers", "number": number})
+                return self._answer_to(number, self._channel) or {}
         return {}
 
     def introduce(self, peer: Sequence[Any] | None) -> None:
         """Say to which keeper of another node copies are to be sent."""
+        self._recover()
         if self._channel is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(ConnectionError), self._amid_messages():
                 messages.send(self._channel, {"kind": "introduce", "peer": peer})
 
     def reuse(self, image: ShardImage, *, agreed: int, replicated: bool = False) -> None:
         """Say that an image is about to be written into, so that what it holds is kept no more.
+
+        Where a save was interrupted, it returns when the process reads the image no more.
 
         Args:
             image: The image.
             agreed: How many steps of this training stand in for those of an earlier attempt.
             replicated: Whether peers hold one of them.
         """
+        self._recover()
         if self._channel is not None and self._keeping is not None:
             # A process that was killed keeps nothing; the next one is told when it has something.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(ConnectionError), self._amid_messages():
                 message = {"slot": image.descriptor, "agreed": agreed, "replicated": replicated}
                 messages.send(self._channel, {"kind": "reuse", **message})
 
@@ -131,18 +150,23 @@ class Writer:
             The size of the whole checkpoint in bytes on rank 0, and 0 on the others.
 
         Raises:
+            NoKeeperError: It was to be kept in memory alone, and cannot be.
             CheckpointWriteError: There will be no such checkpoint.
         """
+        self._has_order = False
         try:
             answer = self._await_written(order, image, lock)
         except BaseException as problem:
-            # What the writer could not do it has told the other ranks itself; that it is gone it cannot tell.
-            if order.on_disk:
+            # What the writer could not do it has told the other ranks itself; that it is gone it cannot tell. Where
+            # only the waiting was interrupted, it goes on with what it has.
+            if order.on_disk and not (self._is_amid and self._has_order):
                 give_up(order, problem)
             raise
         finally:
             # Not when it begins: a script may have failed while what is written now was still being copied.
             self._leave_within_seconds = None
+        if answer["kind"] == "no_keeper":
+            raise self._no_keeper_error(answer)
         if answer["kind"] == "failed":
             kind = GivenUpError if answer["is_given_up"] else CheckpointWriteError
             error = kind(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
@@ -153,14 +177,22 @@ class Writer:
     def _await_written(self, order: SaveOrder, image: ShardImage, lock: Claim | None) -> dict[str, Any]:
         try:
             self.prepare(image)
-            answer = self._ask(order, image, lock)
-        except OSError as problem:
+            with self._amid_messages():
+                answer = self._ask(order, image, lock)
+        except ConnectionError as problem:
             raise self._death(order) from problem
         if answer is None:
             raise self._death(order)
         if answer["is_kept"]:
             self.kept.add(order.save_id)
         return answer
+
+    def _no_keeper_error(self, answer: dict[str, Any]) -> NoKeeperError:
+        error = NoKeeperError(answer["what"], meaning=answer["meaning"], cure=answer["cure"])
+        if not self._has_told_of_no_keeper:
+            self._has_told_of_no_keeper = True
+            _LOG.warning("%s", error)
+        return error
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
         """The script has failed: do not wait long for ranks that may be gone. Another thread may say so."""
@@ -174,11 +206,37 @@ class Writer:
                 self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
         if self._process is not None:
-            if self._keeping is not None and self._keeping.place.outlives_this_process:
+            if self._outlives:
                 _left_behind[:] = [left for left in (*_left_behind, self._process) if left.poll() is None]
             else:
                 self._process.wait()
         self._process, self._channel = None, None
+        self._image_sizes, self._contents, self._is_amid = {}, None, False
+
+    @contextlib.contextmanager
+    def _amid_messages(self) -> Iterator[None]:
+        self._is_amid = True
+        yield
+        self._is_amid = False
+
+    def _recover(self) -> None:
+        """Where an exchange was cut short, end the process: what it answers next may be the answer to that one."""
+        if not self._is_amid:
+            return
+        if self._process is not None and self._outlives:
+            # It would never end by itself, and what it keeps is in the images that are about to be written into.
+            self._process.kill()
+            self._process.wait()
+        self.close()
+        self.kept.clear()
+
+    @property
+    def _outlives(self) -> bool:
+        return self._keeping is not None and self._keeping.place.outlives_this_process
+
+    def _next_number(self) -> int:
+        self._orders += 1
+        return self._orders
 
     def _start(self) -> None:
         self.close()
@@ -198,7 +256,7 @@ class Writer:
                 raise CheckpointWriteError(
                     f"The process that writes checkpoints cannot be started ({problem.strerror}).", meaning=UNCHANGED
                 ) from problem
-        self._channel, self._image_sizes, self._contents = mine, {}, None
+        self._channel = mine
         self.kept.clear()
         if self._keeping is not None:
             place = self._keeping.place
@@ -220,8 +278,10 @@ class Writer:
         if self._contents is not order.contents:
             messages.send(channel, {"kind": "contents", "holdings": order.contents.to_json()})
             self._contents = order.contents
+        number = self._next_number()
         message = {
             "kind": "save",
+            "number": number,
             "directory": order.directory.url,
             "step": order.step,
             "save_id": order.save_id,
@@ -236,12 +296,14 @@ class Writer:
         }
         if lock is None or lock.descriptor is None:
             messages.send(channel, message)
+            self._has_order = True
         else:
             messages.send(channel, message, [lock.descriptor])
+            self._has_order = True
             lock.hand_over()
-        return self._await_answer(channel)
+        return self._await_answer(number, channel)
 
-    def _await_answer(self, channel: socket.socket) -> dict[str, Any] | None:
+    def _await_answer(self, number: int, channel: socket.socket) -> dict[str, Any] | None:
         has_told = False
         while not select.select([channel], [], [], _LOOK_SECONDS)[0]:
             if self._leave_within_seconds is None and not threading.main_thread().is_alive():
@@ -249,10 +311,17 @@ class Writer:
             if self._leave_within_seconds is not None and not has_told:
                 messages.send(channel, {"kind": "leave_soon", "seconds": self._leave_within_seconds})
                 has_told = True
-        received = messages.receive(channel)
-        return None if received is None else received[0]
+        return self._answer_to(number, channel)
+
+    def _answer_to(self, number: int, channel: socket.socket) -> dict[str, Any] | None:
+        """The answer to that question and no other; None when the process is gone."""
+        while (received := messages.receive(channel)) is not None:
+            if received[0]["number"] == number:
+                return received[0]
+        return None
 
     def _death(self, order: SaveOrder) -> CheckpointWriteError:
+        self._is_amid = False
         code = None if self._process is None else self._process.wait()
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
         return CheckpointWriteError(

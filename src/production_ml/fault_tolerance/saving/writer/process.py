@@ -5,6 +5,7 @@ It imports no torch, so that it is there in a tenth of a second and takes a few 
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
 import socket
@@ -49,6 +50,16 @@ class WriterProcess:
 
     def run(self) -> None:
         """Serve until the trainer closes the channel or is dead, and no save is under way."""
+        try:
+            self._serve()
+        finally:
+            self._patience.leave_soon(_ORPHAN_SECONDS)
+            if self._keeper is not None:
+                self._keeper.outlive()
+            if self._saving is not None:
+                self._saving.join()
+
+    def _serve(self) -> None:
         while (received := self._next()) is not None:
             message, descriptors = received
             match message["kind"]:
@@ -62,13 +73,12 @@ class WriterProcess:
                     self._patience.leave_soon(message["seconds"])
                 case "keep_copies":
                     self._keep_copies(message)
-                case _ if self._keeper is not None:
-                    self._tell(self._keeper, message)
-        self._patience.leave_soon(_ORPHAN_SECONDS)
-        if self._keeper is not None:
-            self._keeper.outlive()
-        if self._saving is not None:
-            self._saving.join()
+                case "transfers":
+                    self._tell_of_transfers(message["number"])
+                case "reuse" if self._keeper is not None:
+                    self._keeper.reuse(message)
+                case "introduce" if self._keeper is not None:
+                    self._keeper.introduce(message["peer"])
 
     def _next(self) -> tuple[dict[str, Any], list[int]] | None:
         # A worker that the trainer has forked may hold the channel open after the trainer's death.
@@ -94,14 +104,11 @@ class WriterProcess:
         except OSError as problem:
             self._no_keeper = CheckpointError(f"{place.path}: copies cannot be kept in memory ({problem.strerror}).")
 
-    def _tell(self, keeper: Keeper, message: dict[str, Any]) -> None:
-        match message["kind"]:
-            case "reuse":
-                keeper.reuse(message)
-            case "introduce":
-                keeper.introduce(message["peer"])
-            case "transfers":
-                messages.send(self._channel, {"kind": "transfers", **keeper.transfers()})
+    def _tell_of_transfers(self, number: int) -> None:
+        told = {} if self._keeper is None else self._keeper.transfers()
+        # The trainer may have died meanwhile: the next look at the channel tells.
+        with contextlib.suppress(OSError):
+            messages.send(self._channel, {"number": number, **told})
 
     def _map(self, slot: int, descriptor: int) -> None:
         if slot in self._images:
@@ -125,11 +132,12 @@ class WriterProcess:
         )
         if self._keeper is not None:
             self._keeper.begin()
-        arguments = (order, message["slot"], message["is_sent"], self._patience, lock)
+        arguments = (order, message, self._patience, lock)
         self._saving = threading.Thread(target=self._carry_out, args=arguments)
         self._saving.start()
 
-    def _carry_out(self, order: SaveOrder, slot: int, is_sent: bool, patience: Patience, lock: SaveLock | None) -> None:
+    def _carry_out(self, order: SaveOrder, message: dict[str, Any], patience: Patience, lock: SaveLock | None) -> None:
+        slot, is_sent = message["slot"], message["is_sent"]
         image = self._images.get(slot)
         data = memoryview(b"") if image is None else image.data
         keeper = self._keeper
@@ -143,9 +151,13 @@ class WriterProcess:
                 keeper.end()
                 is_kept = True
 
+        answer: dict[str, Any]
         try:
-            size_bytes = self._fulfil(order, data, patience, keep)
-            answer: dict[str, Any] = {"kind": "saved", "size_bytes": size_bytes}
+            if keeper is None and not order.on_disk:
+                told = self._no_keeper
+                answer = {"kind": "no_keeper", "what": told.what, "meaning": told.meaning, "cure": told.cure}
+            else:
+                answer = {"kind": "saved", "size_bytes": self._fulfil(order, data, patience, keep)}
         except CheckpointError as error:
             number = error.errno if isinstance(error, CheckpointWriteError) else None
             answer = {
@@ -174,7 +186,7 @@ class WriterProcess:
             if keeper is not None:
                 keeper.end()
         try:
-            messages.send(self._channel, {**answer, "is_kept": is_kept})
+            messages.send(self._channel, {"number": message["number"], **answer, "is_kept": is_kept})
         except OSError:
             # The trainer died meanwhile. The checkpoint is there nevertheless, and the next start finds it.
             return
@@ -184,8 +196,6 @@ class WriterProcess:
         if order.on_disk:
             manifest = carry_out(order, data, patience, keep)
             return 0 if manifest is None else manifest.size_bytes
-        if self._keeper is None:
-            raise self._no_keeper
         part = complete_part(order, data)
         keep(part)
         return sum(file.size_bytes for file in part.files.values())

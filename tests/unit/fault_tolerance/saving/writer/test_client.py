@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+import torch
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
@@ -101,6 +103,63 @@ def test_one_that_is_killed_amid_a_save_is_told_of_and_the_next_save_works(direc
     share = share_of(2)
     writer.write(share.order, share.image, directory.begin(2, "00ff"))
     assert directory.steps() == [2]
+
+
+@pytest.fixture
+def interrupted_when() -> Iterator[Callable[..., None]]:
+    """Have the main thread interrupted, as by a Ctrl-C or an alarm, once something is so."""
+    threads = []
+
+    def interrupt(error: BaseException, condition: Callable[[], bool]) -> None:
+        def handle(*_: object) -> None:
+            raise error
+
+        def watch() -> None:
+            while not condition():
+                pass
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
+
+        previous = signal.signal(signal.SIGUSR2, handle)
+        threads.append((threading.Thread(target=watch), previous))
+        threads[-1][0].start()
+
+    yield interrupt
+    for thread, previous in threads:
+        thread.join()
+        signal.signal(signal.SIGUSR2, previous)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("an alarm")])
+def test_a_save_whose_waiting_is_interrupted_is_finished_and_its_answer_is_not_the_next_ones(
+    directory, share_of, writer, interrupted_when, error
+):
+    share, lock = share_of(1, world_size=2), directory.begin(1, "00ff")
+    interrupted_when(error, lambda: lock.descriptor is None)
+    with pytest.raises(type(error)):
+        writer.write(share.order, share.image, lock)
+    share_of(1, rank=1, world_size=2, tensors={"of rank 1": torch.ones(2)}).carry_out()  # until the commit
+
+    larger = share_of(2, tensors={"y": torch.ones(5000)})
+    size_bytes = writer.write(larger.order, larger.image, directory.begin(2, "00ff"))
+
+    assert directory.steps() == [1, 2]
+    assert size_bytes == directory.manifest(2).size_bytes != directory.manifest(1).size_bytes
+    assert list(verify_checkpoint(directory, 2)) == []
+
+
+def test_what_is_written_into_an_image_again_waits_for_the_interrupted_save_of_it(
+    directory, share_of, writer, interrupted_when
+):
+    share, lock = share_of(1, world_size=2), directory.begin(1, "00ff")
+    interrupted_when(KeyboardInterrupt(), lambda: lock.descriptor is None)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(share.order, share.image, lock)
+    process = process_of(writer)
+    share_of(1, rank=1, world_size=2, tensors={"of rank 1": torch.ones(2)}).carry_out()
+
+    writer.reuse(share.image, agreed=0)
+
+    assert not process.is_running()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
