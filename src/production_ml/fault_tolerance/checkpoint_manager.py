@@ -64,10 +64,10 @@ class CheckpointManager:
             `"off"` none. Sizes, headers and the manifest are compared always.
         asynchronous: Write in the background while training goes on. `save` then takes as long as a copy in memory.
         defer_copies: Copy what the optimizers change after `save` has returned, but before their next `step()`, beside
-            forward and backward. A change in place by other means is noticed, and costs that checkpoint; only one
-            through `.data`, such as `parameter.data.copy_(...)`, is unseen by torch, and would be saved in part. Where
-            training makes such changes between `save` and `step()`, give False: then `save` copies everything before
-            it returns. Writing stays in the background.
+            forward and backward. A change in place by other means is noticed, and costs that checkpoint. One through
+            `.data` or numpy, which torch does not count, is noticed by a sample of each tensor; where training changes
+            a few elements so between `save` and `step()`, give False: then `save` copies everything before it returns.
+            Writing stays in the background.
         memory_copies: How many of the newest steps, saved by `save` or `save_to_memory`, are kept in memory as well. A
             process beside each rank keeps them while the launcher lives, so that a worker that crashed resumes from the
             newest in memory; a job of several nodes keeps them on a second node too. For K steps it takes the memory of
@@ -130,10 +130,10 @@ class CheckpointManager:
         full: bool = False,
         **extra_state: Any,
     ) -> None:
-        """Save the state as it is now. When this returns, training may change everything, but parameters by `.data`.
+        """Save the state as it is now. When this returns, training may go on.
 
         Parameters and optimizer state may still be copied until the next `optimizer.step()`, which waits for it. To
-        change them through `.data` before that, make the manager with `defer_copies=False`.
+        change them by other means before that, make the manager with `defer_copies=False`.
 
         It waits for the save before it, for there is at most one under way. Every rank has to call it.
 

@@ -32,6 +32,7 @@ from production_ml.fault_tolerance.checkpoint_format.save_lock import (
     SaveLock,
     is_dead,
     is_held,
+    is_of_this_process,
 )
 from production_ml.storage.durable import fsync_directory, make_directory_durably, write_durably
 
@@ -231,9 +232,9 @@ class CheckpointDirectory:
         return doomed
 
     def saves_under_way(self) -> list[DirectorySave]:
-        """Where ranks write just now, as far as this host can tell: a save may outlive who asked for it."""
+        """Where other processes write just now, as far as this host can tell: a save may outlive who asked for it."""
         found = (DirectorySave(path) for path in self.path.glob(f"{_INCOMPLETE}*"))
-        return [save for save in found if save.is_held_here()]
+        return [save for save in found if save.is_held_here() and not is_of_this_process(save.path)]
 
     def put_back(self) -> None:
         """Put every checkpoint back whose successor never came, for a crash came between the two renames.

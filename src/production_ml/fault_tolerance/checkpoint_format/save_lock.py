@@ -87,6 +87,14 @@ def is_surely_held(written: Path) -> bool:
     return False
 
 
+def is_of_this_process(written: Path) -> bool:
+    """Whether this very process took the claim on the save in `written`."""
+    try:
+        return (written / LOCK_FILE).read_text(errors="replace").split() == [socket.gethostname(), str(os.getpid())]
+    except OSError:
+        return False
+
+
 def is_dead(written: Path) -> bool:
     """Whether no process works in `written` any more; a save that may be alive is not dead.
 

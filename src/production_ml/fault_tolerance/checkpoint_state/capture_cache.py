@@ -60,6 +60,12 @@ class CaptureCache:
     _held: list[_Held] = field(default_factory=list)
     _memory: list[list[Any]] = field(default_factory=list)
 
+    def forget(self) -> None:
+        """Hold nothing any more."""
+        self.sections.clear()
+        self._layout = Layout()
+        self._names, self._held, self._memory = [], [], []
+
     def layout_of(self, tensors: dict[str, torch.Tensor]) -> Layout:
         """The layout, which is the same object as before where nothing but values has changed.
 

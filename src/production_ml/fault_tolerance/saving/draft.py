@@ -81,8 +81,14 @@ class Drafting:
         return self._capture(inputs)[1]
 
     def _capture(self, inputs: SaveInputs) -> tuple[Captured, ShardPlan]:
-        captured = capture(inputs.model, inputs.optimizer, inputs.extra, rank=self.rank, cache=self.cache)
-        return captured, self.planner.plan(captured.tensors, captured.own_pieces(), captured.layout)
+        try:
+            captured = capture(inputs.model, inputs.optimizer, inputs.extra, rank=self.rank, cache=self.cache)
+            return captured, self.planner.plan(captured.tensors, captured.own_pieces(), captured.layout)
+        except BaseException:
+            # Interrupted, such as by Ctrl-C in a notebook, they may know one half of this model and one of the last.
+            self.cache.forget()
+            self.planner.forget()
+            raise
 
     def prepare(self, plan: ShardPlan) -> None:
         """Have the memory for a plan ready before it is needed.

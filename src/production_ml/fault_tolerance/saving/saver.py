@@ -88,9 +88,15 @@ class Saver:
         agreed = agree(self._standing(inputs, before, on_disk=on_disk), call=call)
         if agreed is None:
             return None
-        self._ring.hold(agreed.order.save_id)
-        self._gate.close_for(agreed.transfer)
-        self._begin(agreed, started_seconds)
+        try:
+            self._ring.hold(agreed.order.save_id)
+            self._gate.close_for(agreed.transfer)
+            self._begin(agreed, started_seconds)
+        except BaseException:
+            if self._in_flight is None:
+                # Interrupted before the save was under way: nobody else would let go of the claim.
+                agreed.abandon()
+            raise
         return agreed.order.metrics
 
     def expect_training(self, model: nn.Module, optimizer: Optimizer) -> None:

@@ -113,6 +113,10 @@ class ShardPlanner:
 
     def __init__(self, *, rank: int) -> None:
         self._rank = rank
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing of any tensor."""
         self._known: dict[str, _Known] = {}
         self._outline = _Outline(ShardContents.of(()), (), "")
         self._layout: Layout | None = None
