@@ -12,20 +12,32 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from torch import nn
 
 from production_ml.cli.main import build
 from production_ml.core.errors import ExitCode
 from production_ml.demo import PACKAGES
+from production_ml.fault_tolerance import CheckpointManager
 from production_ml.mlops.model_package import ModelPackage, TensorSpec, create_package
 from production_ml.testing.synthetic_run import write_recovered_run
 
 REPOSITORY = Path(__file__).parents[2]
-WORKS_BARE = {"monitor tail": ["run"], "data add": ["more", "table.csv"], "data list": [], "data get": ["digits"]}
+WORKS_BARE = {
+    "monitor tail": ["run"],
+    "data add": ["more", "table.csv"],
+    "data list": [],
+    "data get": ["digits"],
+    "checkpoint list": ["checkpoints"],
+    "checkpoint show": ["checkpoints"],
+    "checkpoint verify": ["checkpoints"],
+    "checkpoint prune": ["checkpoints", "--keep-last", "1", "--dry-run"],
+}
 NEEDS_EXTRA = {
     "demo": ([], "demo"),
     "launch": (["train.py"], "torch"),
-    "checkpoint list": (["."], "torch"),
-    "checkpoint verify": (["."], "torch"),
+    "checkpoint diff": (["checkpoints", "checkpoints"], "torch"),
+    "checkpoint export": (["checkpoints", "out", "--to", "torch"], "torch"),
+    "checkpoint import": (["model.pt", "imported"], "torch"),
     "report": (["run"], "report"),
     "data validate": (["digits", "--rules", "rules.yaml"], "data"),
     "registry list": ([], "mlflow"),
@@ -106,6 +118,9 @@ def workplace(tmp_path: Path, package: ModelPackage) -> Path:
     (tmp_path / "rules.yaml").write_text('- not_null: "*"\n')
     DatasetStore(tmp_path / "datasets").register("digits", tmp_path / "table.csv")
     write_recovered_run(tmp_path / "run")
+    (tmp_path / "model.pt").write_bytes(b"never opened")
+    with CheckpointManager(tmp_path / "checkpoints", save_best=False) as manager:
+        manager.save(model=nn.Linear(2, 2), step=1)
     return tmp_path
 
 
@@ -140,12 +155,17 @@ def test_what_needs_an_extra_names_it_without_a_traceback(bare, workplace, comma
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("fault_tolerance", "torch"), ("mlops.model_export", "torch"), ("serving", "serve")]
+    ("statement", "extra"),
+    [
+        ("from production_ml.fault_tolerance import CheckpointManager", "torch"),
+        ("import production_ml.mlops.model_export", "torch"),
+        ("import production_ml.serving", "serve"),
+    ],
 )
-def test_an_import_names_the_extra_it_needs(bare, tmp_path, module, extra):
+def test_an_import_names_the_extra_it_needs(bare, tmp_path, statement, extra):
     code = (
         "from production_ml.core.errors import MissingDependencyError\n"
-        f"try:\n    import production_ml.{module}\n"
+        f"try:\n    {statement}\n"
         "except MissingDependencyError as missing:\n    print(missing)"
     )
 

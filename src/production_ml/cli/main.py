@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 
 from production_ml import __version__
-from production_ml.core.errors import ExitCode, ProductionMLError
+from production_ml.core.errors import ExitCode, MissingDependencyError, ProductionMLError
 
 _GROUPS: Final = ("demo", "launch", "report", "checkpoint", "monitor", "data", "registry", "serve")
 _EPILOG: Final = (
@@ -39,8 +39,12 @@ def main() -> None:
     try:
         build()()
     except ProductionMLError as problem:
-        typer.echo(f"Error: {problem}", err=True)
-        sys.exit(problem.exit_code)
+        _end_with(problem)
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
+        # Many rooms need it, and some commands of theirs do not: so it is missed where it is used.
+        _end_with(MissingDependencyError("torch", extra="torch", purpose="This command"))
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
         sys.exit(ExitCode.INTERRUPTED)
@@ -48,6 +52,11 @@ def main() -> None:
         # `production-ml … | head` has seen enough; Python would complain again while it closes stdout.
         sys.stderr.close()
         sys.exit(ExitCode.OK)
+
+
+def _end_with(problem: ProductionMLError) -> NoReturn:
+    typer.echo(f"Error: {problem}", err=True)
+    sys.exit(problem.exit_code)
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from production_ml.fault_tolerance.checkpoint_format.directory_save import DirectorySave
+from production_ml.fault_tolerance.checkpoint_format.save_lock import LOCK_FILE
 
 
 @pytest.fixture
@@ -91,6 +92,8 @@ def test_it_is_held_here_while_its_lock_is(directory):
     lock = directory.begin(2, "b2")
     save = directory.incomplete(2, "b2")
     assert save.is_held_here()
+    assert directory.saves_under_way() == []  # who claims a save need not wait for it
+    (save.path / LOCK_FILE).write_text("this-host 1")
     assert directory.saves_under_way() == [save]
 
     lock.release()
