@@ -7,6 +7,7 @@ from typing import Final
 
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.memory_copies.record import copy_name
 from production_ml.fault_tolerance.saving.save_in_flight import Committed
 
@@ -40,6 +41,12 @@ def report_kept(committed: Committed, duration_seconds: float, stall_seconds: fl
         stall_seconds=stall_seconds,
         size_bytes=committed.size_bytes,
     )
+
+
+def report_nothing(place: CheckpointPlace) -> None:
+    """A first start, or one that looks in the wrong place: only the path tells them apart."""
+    where = str(place.path.absolute()) if isinstance(place, CheckpointDirectory) else place.url
+    _LOG.info("Nothing to resume in %s: training starts from step 0", where)
 
 
 def report_loaded(place: CheckpointPlace, step: int, source: str, duration_seconds: float) -> None:

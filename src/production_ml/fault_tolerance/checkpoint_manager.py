@@ -15,7 +15,14 @@ from torch.optim import Optimizer
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.agreement import rank_and_world_size
-from production_ml.fault_tolerance.checkpoint_events import report_kept, report_loaded, report_saved
+from production_ml.fault_tolerance.checkpoint_arguments import (
+    check_full,
+    check_model_and_optimizer,
+    check_not_a_step,
+    check_progress,
+    check_settings,
+)
+from production_ml.fault_tolerance.checkpoint_events import report_kept, report_loaded, report_nothing, report_saved
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
@@ -97,6 +104,7 @@ class CheckpointManager:
         memory_copies: int = 0,
         memory_every: int | None = None,
     ) -> None:
+        check_settings(keep=keep, best_metric=best_metric, save_best=save_best, asynchronous=asynchronous)
         policies: list[KeepPolicy] = [KeepLast(n=keep_last_n), *keep]
         if save_best:
             policies.append(KeepBest(metric=best_metric, mode=best_mode))
@@ -153,12 +161,13 @@ class CheckpointManager:
                 background; then this one was not tried. The newest committed checkpoint is unchanged either way, and a
                 later save may work.
             CheckpointError: Another rank does not save at all, but loads.
-            ConfigError: A step or metric is not a number, or an extra has a name that is taken.
+            ConfigError: An argument is not what its name says, or an extra has a name that is taken.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
+        check_full(full)
         if full:
             self._full.want(step)
-        inputs = SaveInputs(model, optimizer, step, metrics or {}, extra_state)
+        inputs = SaveInputs(model, optimizer, step, {} if metrics is None else metrics, extra_state)
         numbers = None
         try:
             numbers = self._saver.save(inputs)
@@ -203,6 +212,8 @@ class CheckpointManager:
         Raises:
             ProductionMLError: As `save` does.
         """
+        if type(step) is not int or epoch_ended is not None:
+            check_progress(step, epoch_ended)
         self._follows_schedule = True
         full = self._full.is_due(epoch_ended)
         if not self._schedule.is_due(step) and not full:
@@ -235,7 +246,8 @@ class CheckpointManager:
         if not self._memory_copies:
             cure = "Make the manager with CheckpointManager(..., memory_copies=2), say."
             raise ConfigError("memory_copies", 0, "save_to_memory() has nowhere to keep the state", cure=cure)
-        self._saver.save(SaveInputs(model, optimizer, step, metrics or {}, extra_state), on_disk=False)
+        inputs = SaveInputs(model, optimizer, step, {} if metrics is None else metrics, extra_state)
+        self._saver.save(inputs, on_disk=False)
 
     def load_latest(self, model: nn.Module, optimizer: Optimizer | None = None, **extra: Any) -> ResumeState:
         """Load the newest checkpoint that is good on all ranks, from memory or disk. Every rank has to call it.
@@ -259,9 +271,10 @@ class CheckpointManager:
                 its state: then theirs is loaded here already.
             CheckpointError: The checkpoint cannot be read for a reason that is not damage, such as missing rights, or
                 another rank does not load at all, but saves.
-            ConfigError: An extra is not an object whose state can be loaded.
+            ConfigError: An extra is not an object whose state can be loaded, or the model or optimizer is none.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
+        check_model_and_optimizer(model, optimizer)
         self._saver.join()
         rank, world_size = rank_and_world_size()
 
@@ -279,6 +292,8 @@ class CheckpointManager:
         resumed_step = 0 if found.newest_good is None else found.newest_good.manifest.step
         self._saver.forget(copies.forget_all_but(resumed_step, found.damaged_copies))
         if found.newest_good is None:
+            if rank == 0 and not damaged:
+                report_nothing(self._directory)
             return ResumeState({"step": 0, "metrics": {}}, damaged)
         manifest = found.newest_good.manifest
         self._schedule.resumed(manifest.step)
@@ -384,6 +399,7 @@ def _checked_verify(verify: Verify) -> Verify:
 def _prepared(place: CheckpointPlace) -> CheckpointPlace:
     """The place, made if need be: a path that cannot work is better found before the first hour of training."""
     if isinstance(place, CheckpointDirectory):
+        check_not_a_step(place.path)
         try:
             make_directory_durably(place.path)
         except OSError as problem:

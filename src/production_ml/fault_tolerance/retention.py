@@ -232,7 +232,7 @@ class Pruning:
         if just_committed is not None and newest > just_committed and not self._has_told_of_newer:
             self._has_told_of_newer = True
             _LOG.warning(
-                "step %d was saved to %s, which holds step %d of an earlier run: a restart would resume from that one. "
+                "step %d was saved to %s, which holds a higher step, %d: a restart would resume from that one. "
                 "Give each run a directory of its own, or call load_latest() before training.",
                 just_committed,
                 self._directory.url,

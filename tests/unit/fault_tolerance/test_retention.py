@@ -160,7 +160,7 @@ def test_pruning_removes_what_no_policy_wants(directory, commit):
     assert directory.steps() == [2, 3]
 
 
-def test_a_run_in_the_directory_of_an_older_one_keeps_what_it_just_saved_and_is_told(directory, commit, caplog):
+def test_a_save_below_the_newest_step_stays_and_is_told_without_guessing_whose_that_one_is(directory, commit, caplog):
     commit(800, 900, 7)
     pruning = Pruning(directory, [KeepLast(n=2)])
 
@@ -168,7 +168,7 @@ def test_a_run_in_the_directory_of_an_older_one_keeps_what_it_just_saved_and_is_
     pruning.prune(just_committed=7)
 
     assert directory.steps() == [7, 800, 900]
-    assert [record.getMessage() for record in caplog.records if "step 900 of an earlier run" in record.message]
+    assert [record.getMessage() for record in caplog.records if "a higher step, 900:" in record.message]
     assert len(caplog.records) == 1
 
 

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from production_ml.core.errors import ConfigError
+from production_ml.core.redaction import redact_text
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.storage.stores import is_store_url, open_store
+
+_ONLY_READ: Final = frozenset({"http", "https", "ftp", "ftps"})
 
 
 def open_place(name: str | os.PathLike[str]) -> CheckpointPlace:
     """The place of that path or URL; it need not be there yet, and nothing is asked of a server.
 
+    A path that begins with ~ is below the user's home.
+
     Raises:
-        ConfigError: It is neither, or a URL that holds credentials or that nobody knows.
+        ConfigError: It is neither, or is empty, or a URL that holds credentials or that nobody knows.
         MissingDependencyError: The package for such a store is not installed.
     """
     if isinstance(name, str) and is_store_url(name):
         parts = urlsplit(name)
         if parts.scheme == "file":
             return CheckpointDirectory(Path(unquote(parts.path)))
+        if parts.scheme.lower() in _ONLY_READ:
+            cure = "Give a path, or a URL such as s3://bucket/run."
+            raise ConfigError("checkpoint_dir", redact_text(name), "cannot keep checkpoints", cure=cure)
         # Late: the package of a store brings hundreds of others.
         from production_ml.fault_tolerance.checkpoint_format.object_directory import ObjectCheckpointDirectory
 
         return ObjectCheckpointDirectory(open_store(name))
+    if name == "":
+        raise ConfigError("checkpoint_dir", name, "is empty", cure='Give a path; "." is the working directory.')
     try:
-        return CheckpointDirectory(Path(name))
+        path = Path(name)
+        # Nobody means a directory that is called ~; ~name is left as it is, for it may be one.
+        return CheckpointDirectory(path.expanduser() if path.parts[:1] == ("~",) else path)
     except TypeError:
         raise ConfigError("checkpoint_dir", name, "must be a path, or the URL of an object store") from None

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from production_ml.core.errors import CheckpointMismatchError
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, from_local, local_box, whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree, tensor_names
@@ -146,13 +147,23 @@ def plan_restoration(
         return Restoration(manifest, parts, ranks, read, shared)
     if optimizer is not None:
         if values["optimizer"] is None:
-            raise mismatch("The checkpoint was saved without an optimizer.", cure="Call load_latest(model) alone.")
+            raise _without_optimizer(values["extra"])
         parts.append(OptimizerRestoration(optimizer, "the optimizer", names, values["optimizer"], manifest.tensors))
         read.update(tensor_names(values["optimizer"]))
     is_of_engine = "engine" in values
     parts.append(ModuleRestoration(model, "the model", values["model"], manifest.tensors, may_widen=is_of_engine))
     read.update(tensor_names(values["model"]))
     return Restoration(manifest, parts, ranks, read, shared)
+
+
+def _without_optimizer(extras: Mapping[str, Any]) -> CheckpointMismatchError:
+    named = [name for name, saved in extras.items() if saved["kind"] == "optimizer"]
+    if not named:
+        return mismatch("The checkpoint was saved without an optimizer.", cure="Call load_latest(model) alone.")
+    return mismatch(
+        f"The checkpoint was saved without an optimizer, but with one as an extra: {', '.join(map(repr, named))}.",
+        cure=f"Call load_latest(model, {named[0]}=optimizer), and save it with save(..., optimizer=optimizer).",
+    )
 
 
 def _extra_part(manifest: Manifest, name: str, target: Any, names: Mapping[int, str]) -> _Part:

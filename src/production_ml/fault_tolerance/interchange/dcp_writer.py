@@ -29,6 +29,7 @@ from production_ml.fault_tolerance.checkpoint_format.state_tree import encode_tr
 from production_ml.fault_tolerance.interchange.dcp_names import values_of
 from production_ml.fault_tolerance.interchange.dcp_place import checked_step, named_step, place
 from production_ml.fault_tolerance.interchange.shards import ShardBoxes
+from production_ml.fault_tolerance.saving.draft import parse_metrics
 from production_ml.fault_tolerance.saving.order import write_error
 from production_ml.fault_tolerance.saving.parts import Part, merge_parts
 
@@ -64,7 +65,7 @@ class VerifiedStorageWriter(StorageWriter):
         metrics: Kept with the checkpoint; policies choose the best by them. The coordinator's count.
 
     Raises:
-        ConfigError: The step is not a whole number of at least 0.
+        ConfigError: The step is not a whole number of at least 0, or a metric no number.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class VerifiedStorageWriter(StorageWriter):
         super().__init__()
         self._directory = CheckpointDirectory(Path(directory))
         self._step = None if step is None else checked_step(step)
-        self._metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        self._metrics = parse_metrics({} if metrics is None else metrics)
         self._abandon: weakref.finalize[Any, VerifiedStorageWriter] | None = None
         self._begun: _Draft | None = None
 

@@ -21,7 +21,14 @@ def set_damaged_aside(place: CheckpointPlace, found: Search) -> None:
     resumed_step = found.newest_good.manifest.step if found.newest_good else None
     for step, damage in found.damaged.items():
         kept_in = _quarantine(place, step, damage)
-        message = describe(step, damage, resumed_step=resumed_step, kept_in=kept_in, directory=place.url)
+        message = describe(
+            step,
+            damage,
+            resumed_step=resumed_step,
+            kept_in=kept_in,
+            directory=place.url,
+            is_first=step == max(found.damaged),
+        )
         _tell(damage[0], message, quarantined_to=str(kept_in) if kept_in else None)
     for damage in found.damaged_copies.values():
         first, step = damage[0], resumed_step or 0

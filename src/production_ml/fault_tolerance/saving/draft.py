@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from production_ml.core.errors import CheckpointWriteError, ConfigError
+from production_ml.fault_tolerance.checkpoint_arguments import check_objects
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace, Claim
 from production_ml.fault_tolerance.checkpoint_state.capture import Captured, capture
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
@@ -108,10 +109,11 @@ class Drafting:
 
         Raises:
             CheckpointWriteError: Something cannot be saved, or the directory cannot be made.
-            ConfigError: A step or metric is not a number, or an extra has a name that is taken.
+            ConfigError: An argument is not what its name says, or an extra has a name that is taken.
             SavingIsPausedError: There is no room for it.
         """
         step, metrics = parse_step(inputs.step), parse_metrics(inputs.metrics)
+        check_objects(inputs.model, inputs.optimizer, inputs.extra)
         lock: Claim | None = None
         save_id = secrets.token_hex(8)
         try:
@@ -166,6 +168,8 @@ def parse_step(step: Any) -> int:
     Raises:
         ConfigError: It is none, or negative.
     """
+    if isinstance(step, bool):
+        raise ConfigError("step", step, "must be a whole number")
     try:
         number = operator.index(step)
     except TypeError:
@@ -175,12 +179,14 @@ def parse_step(step: Any) -> int:
     return number
 
 
-def parse_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+def parse_metrics(metrics: Any) -> dict[str, float]:
     """The metrics as numbers; NaN and infinities are numbers here.
 
     Raises:
-        ConfigError: One of them is neither a number nor a tensor of one element.
+        ConfigError: One of them is neither a number nor a tensor of one element, or they have no names.
     """
+    if not isinstance(metrics, Mapping):
+        raise ConfigError("metrics", metrics, "must be a dict", cure='Give {"loss": loss}, say.')
     parsed = {}
     for name, value in metrics.items():
         try:

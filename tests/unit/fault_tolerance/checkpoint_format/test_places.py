@@ -42,6 +42,19 @@ def test_a_url_is_a_store_and_asks_no_server():
     assert open_place(place.url).url == place.url
 
 
+def test_a_path_that_begins_with_the_home_sign_is_below_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert open_place("~/checkpoints").url == str(tmp_path / "checkpoints")
+    assert open_place(Path("~/checkpoints")).url == str(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("name", ["", "http://host/run", "https://host/run", "ftp://host/run", "s4://bucket/run"])
+def test_what_can_keep_no_checkpoints_is_refused(name):
+    with pytest.raises(ConfigError, match=r"is empty|cannot keep checkpoints|no file system"):
+        open_place(name)
+
+
 @pytest.mark.parametrize("name", [None, 3, ["checkpoints"]])
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(ConfigError, match=r"checkpoint_dir = .*must be a path, or the URL of an object store"):

@@ -119,5 +119,13 @@ def test_a_plain_value_cannot_be_loaded_in_place(trained, fresh):
 def test_an_optimizer_needs_a_checkpoint_that_has_one(trained, fresh):
     manifest, _ = saved(trained[0], None)
 
-    with pytest.raises(CheckpointMismatchError, match="without an optimizer"):
+    with pytest.raises(CheckpointMismatchError, match=r"without an optimizer\."):
+        plan_restoration(manifest, *fresh(), {})
+
+
+def test_an_optimizer_that_was_saved_as_an_extra_is_named(trained, fresh):
+    model, optimizer = trained
+    manifest, _ = saved(model, None, optimzer=optimizer, epoch=3)
+
+    with pytest.raises(CheckpointMismatchError, match=r"(?s)as an extra: 'optimzer'\..*optimzer=optimizer"):
         plan_restoration(manifest, *fresh(), {})

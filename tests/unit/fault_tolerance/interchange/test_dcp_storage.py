@@ -141,3 +141,18 @@ def test_cached_plans_of_an_earlier_save_do_not_lead_astray(root):
     state = {"w": torch.zeros(2)}
     dcp.load(state, storage_reader=VerifiedStorageReader(root, 2))
     assert state["w"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.filterwarnings("error:Converting a tensor:UserWarning")
+def test_a_loss_that_still_has_its_graph_is_a_metric(root):
+    loss = torch.ones(1, requires_grad=True).sum()
+
+    with own_errors():
+        dcp.save({"w": torch.ones(1)}, storage_writer=VerifiedStorageWriter(root, 5, metrics={"loss": loss}))
+
+    assert CheckpointDirectory(root).manifest(5).metrics == {"loss": 1.0}
+
+
+def test_a_metric_that_is_no_number_is_refused_by_its_name(root):
+    with pytest.raises(ConfigError, match="loss"):
+        VerifiedStorageWriter(root, 5, metrics={"loss": "low"})

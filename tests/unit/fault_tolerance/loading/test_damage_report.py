@@ -28,6 +28,13 @@ def test_a_start_from_nothing_is_loud():
     assert "could not be moved" in text
 
 
+def test_of_many_damaged_ones_with_none_good_only_the_newest_is_loud():
+    text = describe(200, [DAMAGE], resumed_step=None, kept_in=None, directory=Path("c"), is_first=False)
+
+    assert "NO GOOD CHECKPOINT" not in text
+    assert "redone" not in text
+
+
 def test_a_long_list_is_cut():
     text = describe(300, [DAMAGE] * 9, resumed_step=200, kept_in=None, directory=Path("c"))
 
