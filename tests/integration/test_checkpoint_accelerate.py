@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+import accelerate
 import torch
 from torch import nn
 
 from production_ml.fault_tolerance import CheckpointManager
-
-accelerate = pytest.importorskip("accelerate")
 
 
 def test_a_prepared_training_is_saved_and_goes_on_bit_for_bit(tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import json
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store,
 
 from production_ml.core.distributed_env import DistributedEnv
 from production_ml.core.errors import CheckpointError, ConfigError, ProductionMLError
-from production_ml.fault_tolerance.farewell import await_native_threads
+from production_ml.fault_tolerance.farewell import end_well
 
 _PREFIX: Final = "production_ml/agreement"
 
@@ -115,6 +114,6 @@ def _board() -> _Board:
     if board is None:
         generation = next(_generations)
         if generation == 0:
-            atexit.register(await_native_threads)
+            end_well()
         board = _boards[group] = _Board(_get_default_store(), generation)
     return board

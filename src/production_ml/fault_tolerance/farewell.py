@@ -8,6 +8,8 @@ in spite of destroy_process_group().
 
 from __future__ import annotations
 
+import atexit
+import functools
 import threading
 import time
 from pathlib import Path
@@ -18,6 +20,12 @@ _TASKS: Final = Path("/proc/self/task")
 _LOOK_SECONDS: Final = 0.01
 _QUIET_LOOKS: Final = 3
 _AT_MOST_SECONDS: Final = 1.0
+
+
+@functools.cache
+def end_well() -> None:
+    """Let this process's exit wait for native threads; to say it again changes nothing."""
+    atexit.register(await_native_threads)
 
 
 def await_native_threads() -> None:

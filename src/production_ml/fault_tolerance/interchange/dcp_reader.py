@@ -26,6 +26,7 @@ from production_ml.core.errors import InputFileError, ProductionMLError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
+from production_ml.fault_tolerance.farewell import end_well
 from production_ml.fault_tolerance.interchange.dcp_names import NamedState, named_state
 from production_ml.fault_tolerance.interchange.dcp_place import checked_step, named_step, place
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
@@ -49,6 +50,8 @@ class VerifiedStorageReader(StorageReader):
 
     def __init__(self, directory: str | os.PathLike[str], step: int | None = None) -> None:
         super().__init__()
+        # DCP talks in collectives, and a script often ends with this.
+        end_well()
         self._directory = CheckpointDirectory(Path(directory))
         self._step = None if step is None else checked_step(step)
         self._named: NamedState | None = None

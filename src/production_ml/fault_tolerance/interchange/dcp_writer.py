@@ -26,6 +26,7 @@ from production_ml.fault_tolerance.checkpoint_format.directory_save import Direc
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock
 from production_ml.fault_tolerance.checkpoint_format.state_tree import encode_tree
+from production_ml.fault_tolerance.farewell import end_well
 from production_ml.fault_tolerance.interchange.dcp_names import values_of
 from production_ml.fault_tolerance.interchange.dcp_place import checked_step, named_step, place
 from production_ml.fault_tolerance.interchange.shards import ShardBoxes
@@ -72,6 +73,8 @@ class VerifiedStorageWriter(StorageWriter):
         self, directory: str | os.PathLike[str], step: int | None = None, *, metrics: Mapping[str, float] | None = None
     ) -> None:
         super().__init__()
+        # DCP talks in collectives, and a script often ends with this.
+        end_well()
         self._directory = CheckpointDirectory(Path(directory))
         self._step = None if step is None else checked_step(step)
         self._metrics = parse_metrics({} if metrics is None else metrics)
