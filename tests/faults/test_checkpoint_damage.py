@@ -254,7 +254,8 @@ def no_room_on(disk: Path) -> Iterator[None]:
 def no_large_files() -> Iterator[None]:
     """Within it, the kernel takes no large file of this process's writer; to cause that needs no rights."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    [writer] = psutil.Process().children()
+    # The session's servers may be children too.
+    [writer] = [child for child in psutil.Process().children() if "saving.writer.process" in " ".join(child.cmdline())]
     resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         yield

@@ -26,8 +26,9 @@ def writer() -> Iterator[Writer]:
 
 def process_of(writer: Writer) -> psutil.Process:
     """The one that it has started."""
-    children = psutil.Process().children()
-    [process] = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    # The session's servers may be children too.
+    [process] = [child for child in children if "saving.writer.process" in " ".join(child.cmdline())]
     return process
 
 
