@@ -16,6 +16,14 @@ class ExitCode(IntEnum):
     DAMAGED = 3
     REFUSED = 4
     MISSING_DEPENDENCY = 5
+    DIVERGED = 6
+    """Training gave NaN or ran away again and again; another start would do the same."""
+    NO_PROGRESS = 7
+    """Restarts did not get the job past the step where it fails."""
+    PREEMPTED = 75
+    """The machine is wanted back, the state is saved: run it again (EX_TEMPFAIL of sysexits.h)."""
+    RESTART_ME = 76
+    """A worker asks its launcher for a start of all workers that counts as no failure."""
     INTERRUPTED = 130
 
 
