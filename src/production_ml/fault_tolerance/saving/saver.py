@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -20,7 +19,8 @@ from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.memory_copies.keeping import keeping
 from production_ml.fault_tolerance.memory_copies.ring import ImageRing
-from production_ml.fault_tolerance.saving.commit import GivenUpError
+from production_ml.fault_tolerance.saving.background import Background
+from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, SavingIsPausedError
 from production_ml.fault_tolerance.saving.free_space import full_disk_error
@@ -92,11 +92,17 @@ class Saver:
             self._ring.hold(agreed.order.save_id)
             self._gate.close_for(agreed.transfer)
             self._begin(agreed, started_seconds)
-        except BaseException:
-            if self._in_flight is None:
-                # Interrupted before the save was under way: nobody else would let go of the claim.
+        except BaseException as problem:
+            # Interrupted before the save was under way: nobody else would let go of the claim, or tell the other ranks.
+            if self._in_flight is None or self._in_flight.call_off():
+                self._in_flight = None
+                self._gate.open()
+                if on_disk:
+                    give_up(agreed.order, problem)
                 agreed.abandon()
             raise
+        if not self._asynchronous:
+            self._tell_outcome()
         return agreed.order.metrics
 
     def expect_training(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -171,12 +177,14 @@ class Saver:
         try:
             self.wait()
         finally:
-            self._await_prepared()
-            self._stop_expecting()
-            self._gate.remove()
-            self._writer.close()
-            self._ring.close()
-            self._begin_anew()
+            # Where the wait was interrupted, the save still uses all this; who calls again gives it back.
+            if self._in_flight is None:
+                self._await_prepared()
+                self._stop_expecting()
+                self._gate.remove()
+                self._writer.close()
+                self._ring.close()
+                self._begin_anew()
 
     def _leave_parents_things(self) -> None:
         """In a fork the image is shared memory, and the writer and the save under way are the parent's."""
@@ -191,7 +199,7 @@ class Saver:
         self._writer = Writer(keeping(self._directory, self._memory_copies))
         self._drafting = None
         self._in_flight = None
-        self._preparing: threading.Thread | None = None
+        self._preparing: Background | None = None
         self._pid = os.getpid()
 
     def _ended(self) -> SaveInFlight | None:
@@ -266,7 +274,7 @@ class Saver:
         except Exception:  # noqa: BLE001 - it is the user's optimizer.step() that calls: the first save says why
             _LOG.debug("a checkpoint cannot be planned yet; the first save tries again", exc_info=True)
             return
-        self._preparing = threading.Thread(target=work, name="checkpoint-prepare", daemon=True)
+        self._preparing = Background(work, name="checkpoint-prepare", daemon=True)
         self._preparing.start()
 
     def _await_prepared(self) -> None:
@@ -308,4 +316,3 @@ class Saver:
             self._in_flight.start()
         else:
             self._in_flight.run()
-            self._tell_outcome()

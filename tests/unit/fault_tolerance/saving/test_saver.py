@@ -21,6 +21,7 @@ from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause
 from production_ml.fault_tolerance.saving.draft import SaveInputs
 from production_ml.fault_tolerance.saving.order import write_error
+from production_ml.fault_tolerance.saving.save_in_flight import SaveInFlight
 from production_ml.fault_tolerance.saving.saver import Saver
 from production_ml.fault_tolerance.saving.writer.client import Writer
 from production_ml.testing.clock import FakeClock
@@ -267,6 +268,72 @@ def test_a_save_leaves_the_writer_to_the_thread_that_gets_it_ready(saver_with):
     writer.is_up.set()
 
     assert was_alone == [True]
+
+
+class HeldStart(Writer):
+    """Its process starts when a test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+        self.has_begun = threading.Event()
+        self.may_start = threading.Event()
+
+    def prepare(self, image):
+        self.threads.append(threading.current_thread().name)
+        self.has_begun.set()
+        assert self.may_start.wait(60)
+        super().prepare(image)
+
+
+def test_a_save_whose_wait_for_the_writer_was_interrupted_leaves_the_next_one_waiting_too(saver_with, interrupted):
+    writer = HeldStart()
+    saver = saver_with(asynchronous=True, writer=writer)
+    saver._prepare(inputs_of(1))
+    assert writer.has_begun.wait(60)
+
+    assert interrupted(lambda: saver.save(inputs_of(1)))
+    assert interrupted(lambda: saver.save(inputs_of(1)))
+    writer.may_start.set()
+    saver.save(inputs_of(2))
+    saver.wait()
+
+    assert writer.threads == ["checkpoint-prepare", "checkpoint-step-2"]
+
+
+def test_an_interrupted_close_costs_no_checkpoint_and_the_next_one_closes(directory, saver_with, interrupted):
+    writer = HeldStart()
+    saver = saver_with(asynchronous=True, writer=writer)
+    saver.save(inputs_of(1))
+
+    assert interrupted(saver.close)
+    writer.may_start.set()
+    saver.close()
+
+    assert directory.steps() == [1]
+
+
+@pytest.mark.parametrize(("owner", "method"), [(Saver, "_begin"), (SaveInFlight, "start")])
+def test_a_save_that_is_interrupted_before_it_is_under_way_holds_no_optimizer_back_and_leaves_no_claim(
+    directory, saver_with, monkeypatch, owner, method
+):
+    model = nn.Linear(400, 400)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    saver = saver_with(asynchronous=True)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # The moments lie microseconds apart: a signal cannot be timed to them.
+        patch.setattr(owner, method, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            saver.save(SaveInputs(model, optimizer, 1, {}, {}))
+    optimizer.step()
+    saver.save(SaveInputs(model, optimizer, 2, {}, {}))
+    saver.wait()
+
+    assert [path.name for path in directory.path.iterdir()] == ["step-00000002"]
 
 
 def test_with_copies_that_may_not_wait_even_a_change_through_data_comes_too_late(root):
