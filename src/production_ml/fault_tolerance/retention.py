@@ -223,7 +223,9 @@ class Pruning:
                 if self._directory.remove(step):
                     removed.append(step)
                 else:
-                    _LOG.debug("%s: is being read, a later save removes it", self._directory.committed(step))
+                    _LOG.debug(
+                        "%s: stays, as it is being read, or has just got its name back", self._directory.committed(step)
+                    )
             except OSError as problem:
                 _LOG.warning("%s: cannot be removed (%s)", self._directory.committed(step), problem.strerror)
         return removed

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from production_ml.core.clock import SYSTEM_CLOCK
-from production_ml.core.errors import CheckpointWriteError
+from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.memory_copies.keeping import keeping
@@ -72,8 +72,15 @@ class Saver:
         self._expecting: RemovableHandle | None = None
         self._begin_anew()
 
-    def save(self, inputs: SaveInputs, *, on_disk: bool = True) -> Mapping[str, float] | None:
+    def save(
+        self, inputs: SaveInputs, *, on_disk: bool = True, refusal: ConfigError | None = None
+    ) -> Mapping[str, float] | None:
         """Save the state as it is now; see `CheckpointManager.save` and `save_to_memory`.
+
+        Args:
+            inputs: What to save.
+            on_disk: Whether it is written, or kept in memory alone.
+            refusal: Why this rank cannot; it is raised when the other ranks have heard of it.
 
         Returns:
             The metrics as numbers; None where the save was left out for want of room.
@@ -85,7 +92,7 @@ class Saver:
         before = self._ended()
         call = "save" if on_disk else "save_to_memory"
         self._ring.settle(self._writer, call=call)
-        agreed = agree(self._standing(inputs, before, on_disk=on_disk), call=call)
+        agreed = agree(self._standing(inputs, before, on_disk=on_disk, refusal=refusal), call=call)
         if agreed is None:
             return None
         try:
@@ -213,7 +220,9 @@ class Saver:
             self._may_defer = False
         return ended
 
-    def _standing(self, inputs: SaveInputs, before: SaveInFlight | None, *, on_disk: bool) -> Standing:
+    def _standing(
+        self, inputs: SaveInputs, before: SaveInFlight | None, *, on_disk: bool, refusal: ConfigError | None
+    ) -> Standing:
         error = None if before is None else before.error
         of_before = Standing(
             given_up=error if isinstance(error, GivenUpError) else None,
@@ -223,6 +232,8 @@ class Saver:
         )
         if error is not None and not of_before.is_excused and of_before.given_up is None:
             return Standing(problem=error)
+        if refusal is not None:
+            return replace(of_before, problem=refusal)
         try:
             return replace(of_before, draft=self._draft(inputs, on_disk=on_disk))
         except SavingIsPausedError:
@@ -306,9 +317,9 @@ class Saver:
                 self._committed_bytes = committed.size_bytes
             duration = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
             stall = stall_seconds + self._gate.stall_seconds if self._asynchronous else duration
-            self._on_commit(committed, duration, stall)
             if self._disk_pause is not None and committed.on_disk:
                 self._disk_pause.succeeded(committed.step)
+            self._on_commit(committed, duration, stall)
 
         pause = self._disk_pause if draft.order.rank == 0 else None
         self._in_flight = SaveInFlight(draft, self._staging.image, self._writer, on_commit, pause)

@@ -22,7 +22,7 @@ from production_ml.fault_tolerance.saving.disk_pause import DiskPause
 from production_ml.fault_tolerance.saving.draft import SaveInputs
 from production_ml.fault_tolerance.saving.order import write_error
 from production_ml.fault_tolerance.saving.save_in_flight import SaveInFlight
-from production_ml.fault_tolerance.saving.saver import Saver
+from production_ml.fault_tolerance.saving.saver import OnCommit, Saver
 from production_ml.fault_tolerance.saving.writer.client import Writer
 from production_ml.testing.clock import FakeClock
 
@@ -136,8 +136,14 @@ def saver_with(directory) -> Iterator[Callable[..., Saver]]:
     """A saver whose writer and disk are as a test wants them."""
     with contextlib.ExitStack() as at_end:
 
-        def make(*, asynchronous: bool, writer: Writer | None = None, disk_pause: DiskPause | None = None) -> Saver:
-            saver = Saver(directory, asynchronous=asynchronous, on_commit=lambda *_: None, disk_pause=disk_pause)
+        def make(
+            *,
+            asynchronous: bool,
+            writer: Writer | None = None,
+            disk_pause: DiskPause | None = None,
+            on_commit: OnCommit = lambda *_: None,
+        ) -> Saver:
+            saver = Saver(directory, asynchronous=asynchronous, on_commit=on_commit, disk_pause=disk_pause)
             saver._writer = writer or saver._writer
             at_end.callback(saver.close)
             return saver
@@ -215,6 +221,25 @@ def test_the_save_after_one_that_met_a_full_disk_raises_nothing_either(directory
     saver.save(inputs_of(1))
 
     assert saver.save(inputs_of(2)) is None
+
+
+def test_a_pause_ends_with_the_commit_whatever_becomes_of_what_follows_it(saver_with, tmp_path):
+    def fail(*_: object) -> None:
+        raise RuntimeError("a policy of the user's own")
+
+    clock = FakeClock()
+    pause = DiskPause(tmp_path, make_room=lambda step: [], reserve_bytes=0, clock=clock)
+    writer = RefusedWriter(disk_full())
+    saver = saver_with(asynchronous=True, writer=writer, disk_pause=pause, on_commit=fail)
+    saver.save(inputs_of(1))
+    saver.wait()
+    assert pause.is_paused
+
+    clock.advance(30)
+    saver.save(inputs_of(2))
+    saver.wait()
+
+    assert not pause.is_paused
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
