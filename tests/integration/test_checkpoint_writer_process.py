@@ -105,3 +105,20 @@ def test_a_writer_with_nothing_to_do_ends_with_its_trainer(killed_trainer, optio
         killed_trainer(*options).wait(timeout=20)
     except psutil.NoSuchProcess:
         return  # it has ended already
+
+
+def test_a_script_that_ends_without_close_has_its_checkpoint_and_is_warned_of_nothing(directory):
+    script = """
+import sys
+from torch import nn
+from production_ml.fault_tolerance import CheckpointManager
+
+manager = CheckpointManager(sys.argv[1], save_best=False)
+manager.save(model=nn.Linear(3, 3), step=1)
+"""
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", script, str(directory.path)]
+
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert directory.steps() == [1]
+    assert ran.stderr == ""
