@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import logging
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
 from production_ml.fault_tolerance.saving.writer import messages
+from production_ml.fault_tolerance.saving.writer.readable import await_readable
 
 _LOG: Final = logging.getLogger(__name__)
 _SOURCE_ROOT: Final = str(Path(production_ml.__file__).parent.parent)
@@ -336,7 +336,7 @@ class Writer:
 
     def _await_answer(self, number: int, channel: socket.socket) -> dict[str, Any] | None:
         has_told = False
-        while not select.select([channel], [], [], _LOOK_SECONDS)[0]:
+        while not await_readable([channel.fileno()], _LOOK_SECONDS):
             if self._leave_within_seconds is None and not threading.main_thread().is_alive():
                 self._leave_within_seconds = FAREWELL_SECONDS
             if self._leave_within_seconds is not None and not has_told:
