@@ -170,11 +170,10 @@ class CheckpointManager:
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         inputs = SaveInputs(model, optimizer, step, {} if metrics is None else metrics, extra_state)
         refusal = self._refusal_of(full, step)
-        numbers = None
         try:
             numbers = self._saver.save(inputs, refusal=refusal)
         finally:
-            self._full.give_up_all_but(None if numbers is None else int(step))
+            self._full.give_up_all_but(self._saver.step_under_way)
         if numbers is None and self._memory_copies:
             # The disk is full; memory is not.
             self._saver.save(inputs, on_disk=False)
@@ -324,7 +323,7 @@ class CheckpointManager:
         try:
             self._saver.wait()
         finally:
-            self._full.give_up_all_but(None)
+            self._full.give_up_all_but(self._saver.step_under_way)
 
     def close(self) -> None:
         """Wait for the save under way, and give its memory back. Calling it twice is no error.
@@ -335,7 +334,7 @@ class CheckpointManager:
         try:
             self._saver.close()
         finally:
-            self._full.give_up_all_but(None)
+            self._full.give_up_all_but(self._saver.step_under_way)
 
     def __enter__(self) -> CheckpointManager:
         return self

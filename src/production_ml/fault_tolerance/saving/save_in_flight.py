@@ -96,6 +96,11 @@ class SaveInFlight:
             self._follow_up(Committed(order.step, size_bytes, order.on_disk))
 
     @property
+    def step(self) -> int:
+        """What is saved."""
+        return self._draft.order.step
+
+    @property
     def on_disk(self) -> bool:
         """False where it is for memory alone."""
         return self._draft.order.on_disk

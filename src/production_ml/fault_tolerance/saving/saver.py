@@ -112,6 +112,11 @@ class Saver:
             self._tell_outcome()
         return agreed.order.metrics
 
+    @property
+    def step_under_way(self) -> int | None:
+        """The step of the save that may still be under way, as where the wait for it was interrupted; None of none."""
+        return None if self._in_flight is None else self._in_flight.step
+
     def expect_training(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Get the memory ready once `optimizer` has stepped for the first time, for then all of its state is there.
 
