@@ -17,7 +17,9 @@ from production_ml.fault_tolerance.loading.reading import Verify
 _STEP_NAME: Final = re.compile(r"step-\d{8,}")
 
 
-def check_settings(*, keep: Any, best_metric: Any, save_best: Any, asynchronous: Any, verify: Any) -> None:
+def check_settings(
+    *, keep: Any, best_metric: Any, save_best: Any, asynchronous: Any, defer_copies: Any, verify: Any
+) -> None:
     """Refuse settings of a manager that would fail at its first save, or would mean something else than they say.
 
     Raises:
@@ -25,6 +27,7 @@ def check_settings(*, keep: Any, best_metric: Any, save_best: Any, asynchronous:
     """
     _check_flag("save_best", save_best)
     _check_flag("asynchronous", asynchronous)
+    _check_flag("defer_copies", defer_copies)
     if not isinstance(best_metric, str) or not best_metric:
         raise ConfigError("best_metric", best_metric, "must be a name in metrics", cure=_no_best_cure(best_metric))
     if isinstance(keep, str) or not isinstance(keep, Sequence):

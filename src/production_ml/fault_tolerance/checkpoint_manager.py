@@ -106,7 +106,12 @@ class CheckpointManager:
         memory_every: int | None = None,
     ) -> None:
         check_settings(
-            keep=keep, best_metric=best_metric, save_best=save_best, asynchronous=asynchronous, verify=verify
+            keep=keep,
+            best_metric=best_metric,
+            save_best=save_best,
+            asynchronous=asynchronous,
+            defer_copies=defer_copies,
+            verify=verify,
         )
         check_memory_settings(memory_copies, memory_every)
         policies: list[KeepPolicy] = [KeepLast(n=keep_last_n), *keep]

@@ -28,6 +28,7 @@ from production_ml.fault_tolerance.retention import KeepEvery
         {"keep": [KeepEvery]},
         {"save_best": "no"},
         {"asynchronous": "no"},
+        {"defer_copies": "no"},
         {"memory_copies": -1},
         {"memory_copies": True},
         {"memory_copies": "2"},
