@@ -16,7 +16,6 @@ from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.agreement import rank_and_world_size, refused_on_all
 from production_ml.fault_tolerance.checkpoint_arguments import (
-    check_full,
     check_memory_settings,
     check_model_and_optimizer,
     check_not_a_step,
@@ -174,7 +173,7 @@ class CheckpointManager:
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
         inputs = SaveInputs(model, optimizer, step, {} if metrics is None else metrics, extra_state)
-        refusal = self._refusal_of(full, step)
+        refusal = self._full.want(full, step)
         try:
             numbers = self._saver.save(inputs, refusal=refusal)
         finally:
@@ -372,16 +371,6 @@ class CheckpointManager:
         report_saved(self._directory, committed, duration_seconds, stall_seconds)
         self._full.write(committed.step)
         self._pruning.prune(just_committed=committed.step)
-
-    def _refusal_of(self, full: bool, step: int) -> ConfigError | None:
-        """Why there can be no full checkpoint; the other ranks wait to hear of it before this one raises."""
-        try:
-            check_full(full)
-            if full:
-                self._full.want(step)
-        except ConfigError as refusal:
-            return refusal
-        return None
 
     def _warn_of_missing_metric(self, metrics: Mapping[str, float]) -> None:
         if self._best_metric is not None and self._best_metric not in metrics:
