@@ -178,7 +178,7 @@ def test_what_goes_wrong_on_one_rank_is_raised_on_all_and_the_next_save_works(ra
     # One rank's message of a save is never taken for its answer to a load.
     for found in (other, odd):
         assert "different calls: rank 0 in save, rank 1 in load_latest" in found["apart"][0]
-        assert "different calls: rank 0 in load_latest, beginning, rank 1 in save" in found["apart"][1]
+        assert "different calls: rank 0 in load_latest, its arguments, rank 1 in save" in found["apart"][1]
         assert "rank 0 lists this checkpoint, but rank 1 does not see it" in found["blind"]
         assert found["left"] == ["step-00000001", "step-00000004"]
         assert found["step"] == 4
