@@ -99,10 +99,13 @@ def ddp(root: Path) -> dict[str, object]:
     odd = {"odd": object()} if RANK == 1 else {}
     refused = problem_of(lambda: manager.save(model=model, optimizer=optimizer, step=3, **odd))
     apart = problem_of(lambda: manager.save(model=model, optimizer=optimizer, step=4 + RANK))
+    of_rank_1 = {"full": "yes"} if RANK == 1 else {}
+    refused_full = problem_of(lambda: manager.save(model=model, optimizer=optimizer, step=5, **of_rank_1))
     manager.save(model=model, optimizer=optimizer, step=6)
     manager.close()
 
     other, other_optimizer = plain(1)
+    refused_load = problem_of(lambda: manager.load_latest(other.state_dict() if RANK == 1 else other, other_optimizer))
     state = CheckpointManager(root / "ddp").load_latest(DistributedDataParallel(other), other_optimizer)
     train(other, other_optimizer, 1)
     train(module, optimizer, 1)
@@ -111,6 +114,8 @@ def ddp(root: Path) -> dict[str, object]:
         "is_there_after_wait": is_there_after_wait,
         "refused": refused,
         "apart": apart,
+        "refused_full": refused_full,
+        "refused_load": refused_load,
         "step": state["step"],
         "goes_on_the_same": same,
     }

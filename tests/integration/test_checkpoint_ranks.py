@@ -103,6 +103,11 @@ def test_ddp_saves_and_loads_as_one_and_one_process_loads_it_too(ranks, tmp_path
     assert "extra.odd is a object" in found[1]["refused"]
     assert "Rank 1 cannot save: extra.odd" in found[0]["refused"]
     assert all("The ranks save different steps (4, 5)" in rank["apart"] for rank in found)
+    # So do arguments that one rank alone refuses, and the other is not left waiting.
+    assert found[1]["refused_full"].startswith("ConfigError: full = 'yes'")
+    assert "Rank 1 cannot save: full = 'yes'" in found[0]["refused_full"]
+    assert found[1]["refused_load"].startswith("ConfigError: model = 'OrderedDict'")
+    assert "rank 1: model = 'OrderedDict'" in found[0]["refused_load"]
     assert names_in(tmp_path / "ddp") == ["step-00000002", "step-00000006"]
 
     manifest = json.loads((tmp_path / "ddp" / "step-00000002" / "manifest.json").read_text())
@@ -173,7 +178,7 @@ def test_what_goes_wrong_on_one_rank_is_raised_on_all_and_the_next_save_works(ra
     # One rank's message of a save is never taken for its answer to a load.
     for found in (other, odd):
         assert "different calls: rank 0 in save, rank 1 in load_latest" in found["apart"][0]
-        assert "different calls: rank 0 in load_latest, beginning, rank 1 in save" in found["apart"][1]
+        assert "different calls: rank 0 in load_latest, its arguments, rank 1 in save" in found["apart"][1]
         assert "rank 0 lists this checkpoint, but rank 1 does not see it" in found["blind"]
         assert found["left"] == ["step-00000001", "step-00000004"]
         assert found["step"] == 4

@@ -105,3 +105,40 @@ def test_a_writer_with_nothing_to_do_ends_with_its_trainer(killed_trainer, optio
         killed_trainer(*options).wait(timeout=20)
     except psutil.NoSuchProcess:
         return  # it has ended already
+
+
+def test_a_script_that_ends_without_close_has_its_checkpoint_and_is_warned_of_nothing(directory):
+    script = """
+import sys
+from torch import nn
+from production_ml.fault_tolerance import CheckpointManager
+
+manager = CheckpointManager(sys.argv[1], save_best=False)
+manager.save(model=nn.Linear(3, 3), step=1)
+"""
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", script, str(directory.path)]
+
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert directory.steps() == [1]
+    assert ran.stderr == ""
+
+
+def test_a_trainer_with_thousands_of_open_files_saves_like_any_other(directory):
+    script = """
+import os, resource, sys
+from torch import nn
+from production_ml.fault_tolerance import CheckpointManager
+
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (2000, most))
+opened = [open("/dev/null") for _ in range(1500)]
+with CheckpointManager(sys.argv[1], save_best=False) as manager:
+    manager.save(model=nn.Linear(3, 3), step=1)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(directory.path)], capture_output=True, text=True, check=False
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    assert directory.steps() == [1]

@@ -74,6 +74,8 @@ assert_holds("child", {7: 7.0})
 """
     )
 
-    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", script, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert ran.returncode == 0, ran.stderr
+    assert "ResourceWarning" not in ran.stderr

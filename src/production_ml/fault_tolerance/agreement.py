@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -63,6 +64,27 @@ def gather_json(value: Any, *, call: str) -> list[Any]:
 def told(problem: Exception) -> str:
     """A rank's problem in words for the others; a plain KeyError is told with its type, as "'x'" says nothing."""
     return str(problem) if isinstance(problem, ProductionMLError) else repr(problem)
+
+
+@contextlib.contextmanager
+def refused_on_all(*, call: str) -> Iterator[None]:
+    """Within it each rank looks at what it was given; what one of them raises is raised on all. All have to call it.
+
+    Raises:
+        CheckpointError: Another rank raised, or the ranks are in different calls.
+        Exception: What this rank raised.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as refusal:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
+        problem = refusal
+    answers = gather_json(None if problem is None else told(problem), call=call)
+    if problem is not None:
+        raise problem
+    for rank, theirs in enumerate(answers):
+        if theirs is not None:
+            raise CheckpointError(f"rank {rank}: {theirs}")
 
 
 def _check_calls(calls: Sequence[str]) -> None:

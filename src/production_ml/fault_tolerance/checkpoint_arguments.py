@@ -6,17 +6,20 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from torch import nn
 from torch.optim import Optimizer
 
 from production_ml.core.errors import ConfigError
+from production_ml.fault_tolerance.loading.reading import Verify
 
 _STEP_NAME: Final = re.compile(r"step-\d{8,}")
 
 
-def check_settings(*, keep: Any, best_metric: Any, save_best: Any, asynchronous: Any) -> None:
+def check_settings(
+    *, keep: Any, best_metric: Any, save_best: Any, asynchronous: Any, defer_copies: Any, verify: Any
+) -> None:
     """Refuse settings of a manager that would fail at its first save, or would mean something else than they say.
 
     Raises:
@@ -24,6 +27,7 @@ def check_settings(*, keep: Any, best_metric: Any, save_best: Any, asynchronous:
     """
     _check_flag("save_best", save_best)
     _check_flag("asynchronous", asynchronous)
+    _check_flag("defer_copies", defer_copies)
     if not isinstance(best_metric, str) or not best_metric:
         raise ConfigError("best_metric", best_metric, "must be a name in metrics", cure=_no_best_cure(best_metric))
     if isinstance(keep, str) or not isinstance(keep, Sequence):
@@ -31,6 +35,25 @@ def check_settings(*, keep: Any, best_metric: Any, save_best: Any, asynchronous:
     for policy in keep:
         if isinstance(policy, type) or not callable(policy):
             raise ConfigError("keep", policy, "is no policy", cure="Give [KeepEvery(n=10_000)], say.")
+    if verify not in get_args(Verify):
+        raise ConfigError("verify", verify, f"must be one of {', '.join(map(repr, get_args(Verify)))}")
+
+
+def check_memory_settings(memory_copies: Any, memory_every: Any) -> None:
+    """Refuse numbers of copies in memory, or of steps between them, that cannot be.
+
+    Raises:
+        ConfigError: One of them cannot work, or there is one without the other.
+    """
+    if isinstance(memory_copies, bool) or not isinstance(memory_copies, int) or memory_copies < 0:
+        raise ConfigError("memory_copies", memory_copies, "must be a whole number of steps, or 0 for none")
+    if memory_every is None:
+        return
+    if isinstance(memory_every, bool) or not isinstance(memory_every, int) or memory_every < 1:
+        raise ConfigError("memory_every", memory_every, "must be a whole number of steps, 1 or more")
+    if not memory_copies:
+        cure = "Give memory_copies=2, say."
+        raise ConfigError("memory_every", memory_every, "needs memory_copies: there is nowhere to keep them", cure=cure)
 
 
 def check_not_a_step(path: Path) -> None:

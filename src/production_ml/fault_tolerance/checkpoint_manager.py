@@ -7,16 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, ConfigError
-from production_ml.fault_tolerance.agreement import rank_and_world_size
+from production_ml.fault_tolerance.agreement import rank_and_world_size, refused_on_all
 from production_ml.fault_tolerance.checkpoint_arguments import (
-    check_full,
+    check_memory_settings,
     check_model_and_optimizer,
     check_not_a_step,
     check_progress,
@@ -104,11 +104,19 @@ class CheckpointManager:
         memory_copies: int = 0,
         memory_every: int | None = None,
     ) -> None:
-        check_settings(keep=keep, best_metric=best_metric, save_best=save_best, asynchronous=asynchronous)
+        check_settings(
+            keep=keep,
+            best_metric=best_metric,
+            save_best=save_best,
+            asynchronous=asynchronous,
+            defer_copies=defer_copies,
+            verify=verify,
+        )
+        check_memory_settings(memory_copies, memory_every)
         policies: list[KeepPolicy] = [KeepLast(n=keep_last_n), *keep]
         if save_best:
             policies.append(KeepBest(metric=best_metric, mode=best_mode))
-        self._verify = _checked_verify(verify)
+        self._verify = verify
         self._directory = _prepared(open_place(checkpoint_dir))
         self._pruning = Pruning(self._directory, policies)
         self._best_metric = best_metric if save_best else None
@@ -117,8 +125,8 @@ class CheckpointManager:
         self._schedule = SaveSchedule(parse_save_every(save_every))
         # Who decides alone when to save is told nothing of intervals, and pays no message for them.
         self._follows_schedule = False
-        self._memory_copies = _checked_copies(memory_copies)
-        self._memory_every = _checked_interval(memory_every, memory_copies)
+        self._memory_copies = memory_copies
+        self._memory_every = memory_every
         self._saver = Saver(
             self._directory,
             asynchronous=asynchronous,
@@ -164,15 +172,12 @@ class CheckpointManager:
             ConfigError: An argument is not what its name says, or an extra has a name that is taken.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
-        check_full(full)
-        if full:
-            self._full.want(step)
         inputs = SaveInputs(model, optimizer, step, {} if metrics is None else metrics, extra_state)
-        numbers = None
+        refusal = self._full.want(full, step)
         try:
-            numbers = self._saver.save(inputs)
+            numbers = self._saver.save(inputs, refusal=refusal)
         finally:
-            self._full.give_up_all_but(None if numbers is None else int(step))
+            self._full.give_up_all_but(self._saver.step_under_way)
         if numbers is None and self._memory_copies:
             # The disk is full; memory is not.
             self._saver.save(inputs, on_disk=False)
@@ -213,6 +218,8 @@ class CheckpointManager:
             ProductionMLError: As `save` does.
         """
         if type(step) is not int or epoch_ended is not None:
+            # Raised at once, for nothing can be told from these about whether the other ranks save now: to wait for
+            # them could take for ever, and a launcher ends them when this one ends.
             check_progress(step, epoch_ended)
         self._follows_schedule = True
         full = self._full.is_due(epoch_ended)
@@ -269,19 +276,20 @@ class CheckpointManager:
             CheckpointMismatchError: The checkpoint does not fit, on this rank or another; the message names the
                 parameter and both shapes. Model and optimizer are unchanged, but where an extra of another rank refused
                 its state: then theirs is loaded here already.
-            CheckpointError: The checkpoint cannot be read for a reason that is not damage, such as missing rights, or
-                another rank does not load at all, but saves.
+            CheckpointError: The checkpoint cannot be read for a reason that is not damage, such as missing rights; or
+                another rank refuses its arguments, or does not load at all, but saves.
             ConfigError: An extra is not an object whose state can be loaded, or the model or optimizer is none.
         """
         started_seconds = SYSTEM_CLOCK.monotonic_seconds()
-        check_model_and_optimizer(model, optimizer)
         self._saver.join()
+        with refused_on_all(call="load_latest, its arguments"):
+            check_model_and_optimizer(model, optimizer)
+            copies = find_copies(MeetingPlace.of(self._directory.url)) if self._memory_copies else NOTHING_FOUND
         rank, world_size = rank_and_world_size()
 
         def plan(manifest: Manifest) -> Restoration:
             return plan_restoration(manifest, model, optimizer, extra, rank=rank, world_size=world_size)
 
-        copies = find_copies(MeetingPlace.of(self._directory.url)) if self._memory_copies else NOTHING_FOUND
         found = search(self._directory, plan, rank=rank, world_size=world_size, verify=self._verify, copies=copies)
         if rank == 0:
             set_damaged_aside(self._directory, found)
@@ -309,7 +317,9 @@ class CheckpointManager:
         return self._pause is not None and self._pause.is_paused
 
     def wait(self) -> None:
-        """Return when the save under way is committed, on every rank.
+        """Return when the save under way is committed, on every rank, and on rank 0 all that follows it is done.
+
+        That is its full checkpoint, and the pruning of older ones: the directory is then as it will stay.
 
         Raises:
             CheckpointWriteError: It failed. The newest committed checkpoint is unchanged.
@@ -317,7 +327,7 @@ class CheckpointManager:
         try:
             self._saver.wait()
         finally:
-            self._full.give_up_all_but(None)
+            self._full.give_up_all_but(self._saver.step_under_way)
 
     def close(self) -> None:
         """Wait for the save under way, and give its memory back. Calling it twice is no error.
@@ -328,7 +338,7 @@ class CheckpointManager:
         try:
             self._saver.close()
         finally:
-            self._full.give_up_all_but(None)
+            self._full.give_up_all_but(self._saver.step_under_way)
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -356,12 +366,11 @@ class CheckpointManager:
         if not committed.on_disk:
             report_kept(committed, duration_seconds, stall_seconds)
             return
+        # First what is true whatever becomes of the rest.
         self._schedule.written()
+        report_saved(self._directory, committed, duration_seconds, stall_seconds)
         self._full.write(committed.step)
-        try:
-            self._pruning.prune(just_committed=committed.step)
-        finally:
-            report_saved(self._directory, committed, duration_seconds, stall_seconds)
+        self._pruning.prune(just_committed=committed.step)
 
     def _warn_of_missing_metric(self, metrics: Mapping[str, float]) -> None:
         if self._best_metric is not None and self._best_metric not in metrics:
@@ -371,29 +380,6 @@ class CheckpointManager:
                 self._best_metric,
             )
             self._best_metric = None  # said once
-
-
-def _checked_copies(memory_copies: Any) -> int:
-    if isinstance(memory_copies, bool) or not isinstance(memory_copies, int) or memory_copies < 0:
-        raise ConfigError("memory_copies", memory_copies, "must be a whole number of steps, or 0 for none")
-    return memory_copies
-
-
-def _checked_interval(memory_every: Any, memory_copies: int) -> int | None:
-    if memory_every is None:
-        return None
-    if isinstance(memory_every, bool) or not isinstance(memory_every, int) or memory_every < 1:
-        raise ConfigError("memory_every", memory_every, "must be a whole number of steps, 1 or more")
-    if not memory_copies:
-        cure = "Give memory_copies=2, say."
-        raise ConfigError("memory_every", memory_every, "needs memory_copies: there is nowhere to keep them", cure=cure)
-    return memory_every
-
-
-def _checked_verify(verify: Verify) -> Verify:
-    if verify not in get_args(Verify):
-        raise ConfigError("verify", verify, f"must be one of {', '.join(map(repr, get_args(Verify)))}")
-    return verify
 
 
 def _prepared(place: CheckpointPlace) -> CheckpointPlace:

@@ -10,6 +10,7 @@ from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointError, ConfigError
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.agreement import rank_and_world_size
+from production_ml.fault_tolerance.checkpoint_arguments import check_full
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.interchange.consolidated import write_consolidated
@@ -45,16 +46,22 @@ class FullCheckpoints:
         """Whether the end of this epoch, counted from 1, calls for one; None is within an epoch."""
         return epoch_ended is not None and self._every is not None and self._every.is_due(epoch_ended)
 
-    def want(self, step: Any) -> None:
-        """Write the one of `step` once that is committed.
+    def want(self, full: Any, step: Any) -> ConfigError | None:
+        """Write the one of `step` once that is committed, if `full` says so.
 
-        Raises:
-            ConfigError: Checkpoints are in an object store.
+        Returns:
+            Why there can be none; the other ranks wait to hear of it before this one raises it.
         """
-        _check_place(self._place, "full", True)
+        try:
+            check_full(full)
+            if full:
+                _check_place(self._place, "full", True)
+        except ConfigError as refusal:
+            return refusal
         # What is no step is refused by the save itself, which tells the other ranks.
-        if rank_and_world_size()[0] == 0 and hasattr(step, "__index__"):
+        if full and rank_and_world_size()[0] == 0 and hasattr(step, "__index__"):
             self._wanted.add(operator.index(step))
+        return None
 
     def give_up_all_but(self, under_way: int | None) -> None:
         """Tell the log of those that are still waited for though no save of their step is under way any more."""

@@ -223,7 +223,7 @@ class Pruning:
                 if self._directory.remove(step):
                     removed.append(step)
                 else:
-                    _LOG.debug("%s: is being read, a later save removes it", self._directory.committed(step))
+                    _LOG.debug("%s: stays: it is read, or had lost its name", self._directory.committed(step))
             except OSError as problem:
                 _LOG.warning("%s: cannot be removed (%s)", self._directory.committed(step), problem.strerror)
         return removed

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,3 +180,35 @@ def touched() -> Callable[[Path], contextlib.AbstractContextManager[set[Path]]]:
             _watching.remove((root, found))
 
     return watch
+
+
+def _is_asleep(thread: threading.Thread) -> bool:
+    stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
+
+
+@pytest.fixture
+def interrupted() -> Callable[[Callable[[], object]], bool]:
+    """Tells whether a Ctrl-C ended a call; it comes when the call waits."""
+
+    def call_and_interrupt(call: Callable[[], object]) -> bool:
+        has_begun = threading.Event()
+
+        def interrupt() -> None:
+            has_begun.wait(60)
+            while not _is_asleep(threading.main_thread()):
+                pass
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
+        try:
+            has_begun.set()
+            call()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            interrupter.join()
+        return False
+
+    return call_and_interrupt

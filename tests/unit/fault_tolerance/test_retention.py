@@ -208,6 +208,18 @@ def test_what_is_being_read_is_passed_over_until_it_is_read(directory, commit):
     assert pruning.prune() == [1]
 
 
+def test_what_had_lost_its_name_stays_and_is_not_said_to_be_read_alone(directory, commit, caplog):
+    caplog.set_level("DEBUG", logger=Pruning.__module__)
+    commit(1, 2)
+    directory.committed(1).rename(directory.path / "stup-00000001")
+    directory.put_back()
+
+    assert Pruning(directory, [KeepLast(n=1)]).prune(just_committed=2) == []
+
+    assert directory.steps() == [1, 2]
+    assert "step-00000001: stays: it is read, or had lost its name" in caplog.text
+
+
 def test_room_is_made_by_what_the_coming_commit_would_let_go_of(directory, commit):
     commit(1, 2, 3)
     directory.begin(4, "dead").release()

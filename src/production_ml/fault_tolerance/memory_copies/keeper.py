@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import threading
 from collections.abc import Sequence
 from typing import Any, Final
@@ -19,6 +18,7 @@ from production_ml.fault_tolerance.memory_copies.server import KeeperServer, Tra
 from production_ml.fault_tolerance.memory_copies.visit import dismiss_others, is_listening, take_over
 from production_ml.fault_tolerance.saving.order import SaveOrder
 from production_ml.fault_tolerance.saving.parts import Part
+from production_ml.fault_tolerance.saving.writer.readable import await_readable
 
 _OUTPUTS: Final = (1, 2)
 
@@ -121,7 +121,7 @@ class Keeper:
         if owner is not None:
             self._await_hashed()
             if self.copies.all():
-                select.select([owner, self._server.is_dismissed], [], [])
+                await_readable([owner, self._server.is_dismissed])
         self._leave()
 
     def _open_to_peers(self, host: str) -> None:

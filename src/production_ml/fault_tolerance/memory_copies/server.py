@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import struct
 import threading
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 from production_ml.fault_tolerance.memory_copies.kept import KeptCopies
 from production_ml.fault_tolerance.saving.writer import messages
+from production_ml.fault_tolerance.saving.writer.readable import await_readable
 
 _PATIENCE_SECONDS: Final = 10.0
 """Of a visitor and for one: all are on this host, and what they send is small."""
@@ -37,7 +37,7 @@ class TrainerLife:
 
     def has_ended(self) -> bool:
         """Whether it has; where it has just died, its last words are waited for."""
-        if not self._said_all.is_set() and self._watched and select.select(self._watched, [], [], 0)[0]:
+        if not self._said_all.is_set() and self._watched and await_readable(self._watched, 0):
             self._said_all.wait(_PATIENCE_SECONDS)
         return self._said_all.is_set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.checkpoint_format.base import Claim
+from production_ml.fault_tolerance.saving.background import Background
 from production_ml.fault_tolerance.saving.commit import give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.free_space import full_disk_error
@@ -38,8 +38,6 @@ class Committed:
 class SaveInFlight:
     """The background work of one save.
 
-    The thread is not a daemon: a script that ends without `close()` still gets its last checkpoint.
-
     Args:
         draft: What all ranks have agreed to.
         image: Where it is copied to.
@@ -61,29 +59,22 @@ class SaveInFlight:
         self._writer = writer
         self._on_commit = on_commit
         self._disk_pause = disk_pause
-        self._thread: threading.Thread | None = None
-        self._has_ended = threading.Event()
+        # Not a daemon: a script that ends without `close()` still gets its last checkpoint.
+        self._work = Background(self._run, name=f"checkpoint-step-{draft.order.step}")
         self.error: CheckpointWriteError | None = None
         """Why there is no checkpoint; None while it is under way, and after a commit."""
 
     def start(self) -> None:
-        """Work in the background."""
-        thread = threading.Thread(target=self.run, name=f"checkpoint-step-{self._draft.order.step}")
-        try:
-            thread.start()
-        except RuntimeError as problem:
-            # All ranks have agreed to this save, and this one cannot step back any more.
-            _LOG.warning("Step %d is saved while training waits: %s", self._draft.order.step, problem)
-            self.run()
-        else:
-            self._thread = thread
+        """Work in the background. All ranks have agreed to this save, and none can step back any more."""
+        self._work.start()
 
     def run(self) -> None:
         """Work, and keep what came of it."""
-        try:
-            self._run()
-        finally:
-            self._has_ended.set()
+        self._work.run()
+
+    def call_off(self) -> bool:
+        """Whether the work had not begun; it never will then."""
+        return self._work.call_off()
 
     def _run(self) -> None:
         order = self._draft.order
@@ -103,6 +94,11 @@ class SaveInFlight:
             report_failure(order.step, self.error)
         elif order.rank == 0:
             self._follow_up(Committed(order.step, size_bytes, order.on_disk))
+
+    @property
+    def step(self) -> int:
+        """What is saved."""
+        return self._draft.order.step
 
     @property
     def on_disk(self) -> bool:
@@ -154,14 +150,10 @@ class SaveInFlight:
 
     def join(self) -> None:
         """Return when the work has ended, well or not."""
-        if self._thread is None:
-            return
-        if not self._has_ended.is_set():
+        if not self._work.has_ended:
             # Training that waits here changes nothing.
             self._draft.transfer.let_change()
-        # An interrupted Thread.join() of Python < 3.13 takes the thread for ended while it still runs.
-        self._has_ended.wait()
-        self._thread.join()
+        self._work.join()
 
     def leave_soon(self, within_seconds: float = FAREWELL_SECONDS) -> None:
         """The script has failed: do not wait long for ranks that may be gone."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -15,12 +14,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from production_ml.core.clock import SYSTEM_CLOCK
-from production_ml.core.errors import CheckpointWriteError
+from production_ml.core.errors import CheckpointWriteError, ConfigError
 from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.memory_copies.keeping import keeping
 from production_ml.fault_tolerance.memory_copies.ring import ImageRing
-from production_ml.fault_tolerance.saving.commit import GivenUpError
+from production_ml.fault_tolerance.saving.background import Background
+from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.draft import Drafting, SaveDraft, SaveInputs, SavingIsPausedError
 from production_ml.fault_tolerance.saving.free_space import full_disk_error
@@ -72,8 +72,15 @@ class Saver:
         self._expecting: RemovableHandle | None = None
         self._begin_anew()
 
-    def save(self, inputs: SaveInputs, *, on_disk: bool = True) -> Mapping[str, float] | None:
+    def save(
+        self, inputs: SaveInputs, *, on_disk: bool = True, refusal: ConfigError | None = None
+    ) -> Mapping[str, float] | None:
         """Save the state as it is now; see `CheckpointManager.save` and `save_to_memory`.
+
+        Args:
+            inputs: What to save.
+            on_disk: Whether it is written, or kept in memory alone.
+            refusal: Why this rank cannot; it is raised when the other ranks have heard of it.
 
         Returns:
             The metrics as numbers; None where the save was left out for want of room.
@@ -85,19 +92,30 @@ class Saver:
         before = self._ended()
         call = "save" if on_disk else "save_to_memory"
         self._ring.settle(self._writer, call=call)
-        agreed = agree(self._standing(inputs, before, on_disk=on_disk), call=call)
+        agreed = agree(self._standing(inputs, before, on_disk=on_disk, refusal=refusal), call=call)
         if agreed is None:
             return None
         try:
             self._ring.hold(agreed.order.save_id)
             self._gate.close_for(agreed.transfer)
             self._begin(agreed, started_seconds)
-        except BaseException:
-            if self._in_flight is None:
-                # Interrupted before the save was under way: nobody else would let go of the claim.
+        except BaseException as problem:
+            # Interrupted before the save was under way: nobody else would let go of the claim, or tell the other ranks.
+            if self._in_flight is None or self._in_flight.call_off():
+                self._in_flight = None
+                self._gate.open()
+                if on_disk:
+                    give_up(agreed.order, problem)
                 agreed.abandon()
             raise
+        if not self._asynchronous:
+            self._tell_outcome()
         return agreed.order.metrics
+
+    @property
+    def step_under_way(self) -> int | None:
+        """The step of the save that may still be under way, as where the wait for it was interrupted; None of none."""
+        return None if self._in_flight is None else self._in_flight.step
 
     def expect_training(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Get the memory ready once `optimizer` has stepped for the first time, for then all of its state is there.
@@ -171,12 +189,14 @@ class Saver:
         try:
             self.wait()
         finally:
-            self._await_prepared()
-            self._stop_expecting()
-            self._gate.remove()
-            self._writer.close()
-            self._ring.close()
-            self._begin_anew()
+            # Where the wait was interrupted, the save still uses all this; who calls again gives it back.
+            if self._in_flight is None:
+                self._await_prepared()
+                self._stop_expecting()
+                self._gate.remove()
+                self._writer.close()
+                self._ring.close()
+                self._begin_anew()
 
     def _leave_parents_things(self) -> None:
         """In a fork the image is shared memory, and the writer and the save under way are the parent's."""
@@ -191,7 +211,7 @@ class Saver:
         self._writer = Writer(keeping(self._directory, self._memory_copies))
         self._drafting = None
         self._in_flight = None
-        self._preparing: threading.Thread | None = None
+        self._preparing: Background | None = None
         self._pid = os.getpid()
 
     def _ended(self) -> SaveInFlight | None:
@@ -205,7 +225,9 @@ class Saver:
             self._may_defer = False
         return ended
 
-    def _standing(self, inputs: SaveInputs, before: SaveInFlight | None, *, on_disk: bool) -> Standing:
+    def _standing(
+        self, inputs: SaveInputs, before: SaveInFlight | None, *, on_disk: bool, refusal: ConfigError | None
+    ) -> Standing:
         error = None if before is None else before.error
         of_before = Standing(
             given_up=error if isinstance(error, GivenUpError) else None,
@@ -215,6 +237,8 @@ class Saver:
         )
         if error is not None and not of_before.is_excused and of_before.given_up is None:
             return Standing(problem=error)
+        if refusal is not None:
+            return replace(of_before, problem=refusal)
         try:
             return replace(of_before, draft=self._draft(inputs, on_disk=on_disk))
         except SavingIsPausedError:
@@ -266,7 +290,7 @@ class Saver:
         except Exception:  # noqa: BLE001 - it is the user's optimizer.step() that calls: the first save says why
             _LOG.debug("a checkpoint cannot be planned yet; the first save tries again", exc_info=True)
             return
-        self._preparing = threading.Thread(target=work, name="checkpoint-prepare", daemon=True)
+        self._preparing = Background(work, name="checkpoint-prepare", daemon=True)
         self._preparing.start()
 
     def _await_prepared(self) -> None:
@@ -298,9 +322,9 @@ class Saver:
                 self._committed_bytes = committed.size_bytes
             duration = SYSTEM_CLOCK.monotonic_seconds() - started_seconds
             stall = stall_seconds + self._gate.stall_seconds if self._asynchronous else duration
-            self._on_commit(committed, duration, stall)
             if self._disk_pause is not None and committed.on_disk:
                 self._disk_pause.succeeded(committed.step)
+            self._on_commit(committed, duration, stall)
 
         pause = self._disk_pause if draft.order.rank == 0 else None
         self._in_flight = SaveInFlight(draft, self._staging.image, self._writer, on_commit, pause)
@@ -308,4 +332,3 @@ class Saver:
             self._in_flight.start()
         else:
             self._in_flight.run()
-            self._tell_outcome()

@@ -315,4 +315,4 @@ def test_where_no_thread_can_be_started_training_waits_but_the_checkpoint_is_mad
 
     assert flight.error is None
     assert directory.steps() == [1]
-    assert "saved while training waits: can't start new thread" in caplog.text
+    assert "checkpoint-step-1 is done while training waits: can't start new thread" in caplog.text

@@ -21,7 +21,8 @@ from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause
 from production_ml.fault_tolerance.saving.draft import SaveInputs
 from production_ml.fault_tolerance.saving.order import write_error
-from production_ml.fault_tolerance.saving.saver import Saver
+from production_ml.fault_tolerance.saving.save_in_flight import SaveInFlight
+from production_ml.fault_tolerance.saving.saver import OnCommit, Saver
 from production_ml.fault_tolerance.saving.writer.client import Writer
 from production_ml.testing.clock import FakeClock
 
@@ -135,8 +136,14 @@ def saver_with(directory) -> Iterator[Callable[..., Saver]]:
     """A saver whose writer and disk are as a test wants them."""
     with contextlib.ExitStack() as at_end:
 
-        def make(*, asynchronous: bool, writer: Writer | None = None, disk_pause: DiskPause | None = None) -> Saver:
-            saver = Saver(directory, asynchronous=asynchronous, on_commit=lambda *_: None, disk_pause=disk_pause)
+        def make(
+            *,
+            asynchronous: bool,
+            writer: Writer | None = None,
+            disk_pause: DiskPause | None = None,
+            on_commit: OnCommit = lambda *_: None,
+        ) -> Saver:
+            saver = Saver(directory, asynchronous=asynchronous, on_commit=on_commit, disk_pause=disk_pause)
             saver._writer = writer or saver._writer
             at_end.callback(saver.close)
             return saver
@@ -216,6 +223,25 @@ def test_the_save_after_one_that_met_a_full_disk_raises_nothing_either(directory
     assert saver.save(inputs_of(2)) is None
 
 
+def test_a_pause_ends_with_the_commit_whatever_becomes_of_what_follows_it(saver_with, tmp_path):
+    def fail(*_: object) -> None:
+        raise RuntimeError("a policy of the user's own")
+
+    clock = FakeClock()
+    pause = DiskPause(tmp_path, make_room=lambda step: [], reserve_bytes=0, clock=clock)
+    writer = RefusedWriter(disk_full())
+    saver = saver_with(asynchronous=True, writer=writer, disk_pause=pause, on_commit=fail)
+    saver.save(inputs_of(1))
+    saver.wait()
+    assert pause.is_paused
+
+    clock.advance(30)
+    saver.save(inputs_of(2))
+    saver.wait()
+
+    assert not pause.is_paused
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_what_rank_0_gave_up_is_a_warning_to_the_others_that_wait_for_it(saver_with, asynchronous, caplog):
     given_up = GivenUpError("The checkpoint of step 1 was given up by rank 0.")
@@ -239,34 +265,80 @@ def test_what_memory_did_not_take_is_no_reason_to_lose_a_checkpoint_on_disk(dire
     assert events_in(caplog)[:1] == ["checkpoint_save_failed"]
 
 
-class SlowStart(Writer):
-    """Its process takes as long to start as a test wants."""
+class HeldStart(Writer):
+    """Its process starts when a test lets it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_up = threading.Event()
+        self.threads: list[str] = []
+        self.has_begun = threading.Event()
+        self.may_start = threading.Event()
 
     def prepare(self, image):
-        self.is_up.wait(0.5)
+        self.threads.append(threading.current_thread().name)
+        self.has_begun.set()
+        assert self.may_start.wait(60)
         super().prepare(image)
 
 
-def test_a_save_leaves_the_writer_to_the_thread_that_gets_it_ready(saver_with):
-    writer = SlowStart()
-    saver = saver_with(asynchronous=True, writer=writer)
-    was_alone = []
-
+def test_a_save_leaves_the_writer_to_the_thread_that_gets_it_ready_also_after_an_interrupted_wait(
+    saver_with, interrupted
+):
     class Ring(ImageRing):
         def settle(self, writer, *, call):
-            was_alone.append("checkpoint-prepare" not in [thread.name for thread in threading.enumerate()])
+            asked.append(call)
             super().settle(writer, call=call)
 
+    asked: list[str] = []
+    writer = HeldStart()
+    saver = saver_with(asynchronous=True, writer=writer)
     saver._ring = Ring(0)
     saver._prepare(inputs_of(1))
-    saver.save(inputs_of(1))
-    writer.is_up.set()
+    assert writer.has_begun.wait(60)
 
-    assert was_alone == [True]
+    assert interrupted(lambda: saver.save(inputs_of(1)))
+    assert interrupted(lambda: saver.save(inputs_of(1)))
+    assert asked == []
+    writer.may_start.set()
+    saver.save(inputs_of(2))
+    saver.wait()
+
+    assert writer.threads == ["checkpoint-prepare", "checkpoint-step-2"]
+
+
+def test_an_interrupted_close_costs_no_checkpoint_and_the_next_one_closes(directory, saver_with, interrupted):
+    writer = HeldStart()
+    saver = saver_with(asynchronous=True, writer=writer)
+    saver.save(inputs_of(1))
+
+    assert interrupted(saver.close)
+    writer.may_start.set()
+    saver.close()
+
+    assert directory.steps() == [1]
+
+
+@pytest.mark.parametrize(("owner", "method"), [(Saver, "_begin"), (SaveInFlight, "start")])
+def test_a_save_that_is_interrupted_before_it_is_under_way_holds_no_optimizer_back_and_leaves_no_claim(
+    directory, saver_with, monkeypatch, owner, method
+):
+    model = nn.Linear(400, 400)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    saver = saver_with(asynchronous=True)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # The moments lie microseconds apart: a signal cannot be timed to them.
+        patch.setattr(owner, method, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            saver.save(SaveInputs(model, optimizer, 1, {}, {}))
+    optimizer.step()
+    saver.save(SaveInputs(model, optimizer, 2, {}, {}))
+    saver.wait()
+
+    assert [path.name for path in directory.path.iterdir()] == ["step-00000002"]
 
 
 def test_with_copies_that_may_not_wait_even_a_change_through_data_comes_too_late(root):

@@ -6,11 +6,12 @@ import atexit
 import contextlib
 import logging
 import os
-import select
 import socket
 import subprocess
 import sys
 import threading
+import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, ShardContents
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
 from production_ml.fault_tolerance.saving.writer import messages
+from production_ml.fault_tolerance.saving.writer.readable import await_readable
 
 _LOG: Final = logging.getLogger(__name__)
 _SOURCE_ROOT: Final = str(Path(production_ml.__file__).parent.parent)
@@ -44,6 +46,39 @@ def _let_go() -> None:
     """Leave them to whoever inherits them: Popen has no word for that, and would warn of children that still run."""
     for process in _left_behind:
         process.returncode = process.poll() or 0
+
+
+def _end(process: subprocess.Popen[bytes], channel: socket.socket, *, outlives: bool) -> None:
+    # Shut down, not only closed: a forked worker may hold a copy of the descriptor.
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_RDWR)
+    channel.close()
+    if outlives:
+        _left_behind[:] = [left for left in (*_left_behind, process) if left.poll() is None]
+    else:
+        process.wait()
+
+
+def _end_dropped(process: subprocess.Popen[bytes], channel: socket.socket, outlives: bool, owner_pid: int) -> None:
+    """The end for a writer that nobody has closed and nobody can reach any more, so that no save is under way."""
+    if owner_pid != os.getpid():
+        # A fork's copy. What Popen and the socket would warn of is its parent's.
+        channel.close()
+        process.returncode = 0
+        return
+    if not threading.main_thread().is_alive():
+        # A script may end without close(): its last save has been waited for. The process ends with the channel.
+        channel.close()
+        process.returncode = process.poll() or 0
+        return
+    _end(process, channel, outlives=outlives)
+    # Last, as it may raise.
+    warnings.warn(
+        "A checkpoint manager was dropped without close(): had its last save failed, the log alone would tell. "
+        "Call close(), or use it in a with statement.",
+        ResourceWarning,
+        stacklevel=2,
+    )
 
 
 class NoKeeperError(CheckpointWriteError):
@@ -75,6 +110,7 @@ class Writer:
         self._keeping = keeping
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
+        self._dropped: weakref.finalize[..., Writer] | None = None
         self._image_sizes: dict[int, int] = {}
         self.kept: set[str] = set()
         """The ids of the saves that the process keeps in memory, and some that it has dropped since."""
@@ -200,16 +236,10 @@ class Writer:
 
     def close(self) -> None:
         """Let the process end; it writes what it has first."""
-        if self._channel is not None:
-            # Shut down, not only closed: a forked worker may hold a copy of the descriptor.
-            with contextlib.suppress(OSError):
-                self._channel.shutdown(socket.SHUT_RDWR)
-            self._channel.close()
-        if self._process is not None:
-            if self._outlives:
-                _left_behind[:] = [left for left in (*_left_behind, self._process) if left.poll() is None]
-            else:
-                self._process.wait()
+        if self._dropped is not None:
+            self._dropped.detach()
+        if self._process is not None and self._channel is not None:
+            _end(self._process, self._channel, outlives=self._outlives)
         self._process, self._channel = None, None
         self._image_sizes, self._contents, self._is_amid = {}, None, False
 
@@ -257,6 +287,7 @@ class Writer:
                     f"The process that writes checkpoints cannot be started ({problem.strerror}).", meaning=UNCHANGED
                 ) from problem
         self._channel = mine
+        self._dropped = weakref.finalize(self, _end_dropped, self._process, mine, self._outlives, os.getpid())
         self.kept.clear()
         if self._keeping is not None:
             place = self._keeping.place
@@ -305,7 +336,7 @@ class Writer:
 
     def _await_answer(self, number: int, channel: socket.socket) -> dict[str, Any] | None:
         has_told = False
-        while not select.select([channel], [], [], _LOOK_SECONDS)[0]:
+        while not await_readable([channel.fileno()], _LOOK_SECONDS):
             if self._leave_within_seconds is None and not threading.main_thread().is_alive():
                 self._leave_within_seconds = FAREWELL_SECONDS
             if self._leave_within_seconds is not None and not has_told:

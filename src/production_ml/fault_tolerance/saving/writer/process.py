@@ -6,7 +6,6 @@ It imports no torch, so that it is there in a tenth of a second and takes a few 
 from __future__ import annotations
 
 import contextlib
-import select
 import signal
 import socket
 import threading
@@ -25,6 +24,7 @@ from production_ml.fault_tolerance.saving.order import UNCHANGED, SaveOrder, Sha
 from production_ml.fault_tolerance.saving.parts import Part
 from production_ml.fault_tolerance.saving.patience import Patience
 from production_ml.fault_tolerance.saving.writer import messages
+from production_ml.fault_tolerance.saving.writer.readable import await_readable
 
 _ORPHAN_SECONDS: Final = 5.0
 """How long a save that is under way waits for other ranks once its own trainer is dead: theirs may be dead too."""
@@ -83,7 +83,7 @@ class WriterProcess:
     def _next(self) -> tuple[dict[str, Any], list[int]] | None:
         # A worker that the trainer has forked may hold the channel open after the trainer's death.
         watched = [self._channel.fileno(), *self._trainer]
-        ready, _, _ = select.select(watched, [], [])
+        ready = await_readable(watched)
         return messages.receive(self._channel) if self._channel.fileno() in ready else None
 
     def _keep_copies(self, message: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -161,6 +162,20 @@ def test_what_is_written_into_an_image_again_waits_for_the_interrupted_save_of_i
     writer.reuse(share.image, agreed=0)
 
     assert not process.is_running()
+
+
+def test_a_writer_that_is_dropped_ends_its_process_and_says_what_should_have_been_called(directory, share_of):
+    writer, share = Writer(), share_of(1)
+    writer.write(share.order, share.image, directory.begin(1, "00ff"))
+    process = process_of(writer)
+    opened = set(Path("/proc/self/fd").iterdir())
+
+    with pytest.warns(ResourceWarning, match=r"without close\(\)") as warned:
+        del writer
+
+    assert len(warned) == 1
+    assert not process.is_running()  # and no zombie either
+    assert len(opened - set(Path("/proc/self/fd").iterdir())) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
