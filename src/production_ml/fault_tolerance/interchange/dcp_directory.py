@@ -28,7 +28,7 @@ from production_ml.fault_tolerance.interchange.builder import CheckpointBuilder
 from production_ml.fault_tolerance.interchange.consolidated import Exported
 from production_ml.fault_tolerance.interchange.dcp_metadata import location, read_dcp_metadata
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
-from production_ml.fault_tolerance.interchange.output import durable_directory
+from production_ml.fault_tolerance.interchange.output import durable_directory, what_broke_it_off
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
 from production_ml.fault_tolerance.interchange.tensor_source import read_tensor
 from production_ml.fault_tolerance.interchange.whole_state import nested, stand_ins, state_by_name
@@ -75,10 +75,15 @@ def write_dcp_directory(
 
 
 def _save(state: dict[str, Any], writer: FileSystemWriter, planner: DefaultSavePlanner) -> None:
+    problem: BaseException | None = None
     try:
         save(state, storage_writer=writer, planner=planner, no_dist=True)
     except CheckpointException as failed:
-        raise next(iter(failed.failures.values()))[0] from None
+        problem = next(iter(failed.failures.values()))[0]
+    if problem is not None:
+        # Out here, because a raise within the handler would replace what the problem itself hides.
+        with what_broke_it_off():
+            raise problem
 
 
 class _LazyPlanner(DefaultSavePlanner):

@@ -74,3 +74,12 @@ def test_a_data_file_that_is_cut_short_is_noticed(tmp_path, cut):
         commit_import(open_source(tmp_path / "dcp", "dcp", ImportConfig()), directory, 2)
 
     assert directory.steps() == [1]
+
+
+def test_a_disk_that_fills_up_within_a_tensor_is_told_as_that(cut, tmp_path, listing, file_size_limit):
+    directory = cut({"w": torch.ones(1 << 20)})
+
+    with file_size_limit(1 << 20), pytest.raises(CheckpointWriteError, match="File too large"):
+        write_dcp_directory(directory, 1, tmp_path / "dcp")
+
+    assert listing(tmp_path) == ["cut"]
