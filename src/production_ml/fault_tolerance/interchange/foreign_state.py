@@ -70,15 +70,23 @@ def sort_state(state: Mapping[str, Any], config: ImportConfig) -> SortedState:
     if config.model_only:
         return found
     classes = dict(origin.get("optimizer_classes", {}))
-    _take_optimizer(rest, found, config.optimizer_class or classes.pop("optimizer", None))
+    _take_optimizer(rest, found, config.optimizer_class or classes.pop("optimizer", None), config.strip_prefix)
     if origin and rest.pop("rank_values", None) is not None:
         found.notes.append(
             "Random generators and PerRank extras stay behind: they belong to the processes that saved them."
         )
     for key, value in rest.items():
-        name = f"{key}_state" if key in RESERVED_NAMES else key
+        name = _extra_name(key, rest)
         found.values["extra"][name] = _extra(name, value, origin, found)
     return found
+
+
+def _extra_name(key: str, rest: Mapping[str, Any]) -> str:
+    """The name that what stood at `key` has as an extra: another where a checkpoint has a use of its own for it."""
+    name = f"{key}_state" if key in RESERVED_NAMES else key
+    while name != key and name in rest:
+        name += "_"
+    return name
 
 
 def _origin(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,8 +136,11 @@ def _take(rest: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def _renamed(model: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {str(name).removeprefix(prefix): value for name, value in model.items()}
+def _renamed(named: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
+    renamed = {str(name).removeprefix(prefix): value for name, value in named.items()}
+    if len(renamed) < len(named):
+        raise ConfigError("strip_prefix", prefix, "two names would become one without it", cure="Give another prefix.")
+    return renamed
 
 
 def _take_metrics(rest: dict[str, Any]) -> dict[str, float]:
@@ -140,19 +151,19 @@ def _take_metrics(rest: dict[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in metrics.items()}
 
 
-def _take_optimizer(rest: dict[str, Any], found: SortedState, optimizer_class: str | None) -> None:
+def _take_optimizer(rest: dict[str, Any], found: SortedState, optimizer_class: str | None, prefix: str) -> None:
     for key in _OPTIMIZER_KEYS:
         state = _take(dict(rest), key)
         if not is_optimizer_state(state):
             continue
         if optimizer_class is not None:
             tensors = dict(found.tensors)
-            encoded = encode_optimizer(state, optimizer_class, "optimizer", tensors)
+            encoded = encode_optimizer(state, optimizer_class, "optimizer", tensors, strip_prefix=prefix)
             if encoded is not None:
                 _take(rest, key)
                 found.values["optimizer"], found.tensors = encoded, tensors
                 return
-        name = f"{key}_state" if key in RESERVED_NAMES else key
+        name = _extra_name(key.partition(".")[0] if key not in rest else key, rest)
         found.notes.append(_optimizer_note(name, is_class_known=optimizer_class is not None))
         return
 
