@@ -26,13 +26,19 @@ def read_safetensors(path: Path, config: ImportConfig) -> SortedState:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise InputFileError(path, "is not a file" if path.exists() else "does not exist")
+        raise InputFileError(
+            path, "is not a file" if path.exists() else "does not exist", cure="Name a safetensors file."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError) as problem:
-        raise InputFileError(path, f"is not a safetensors file ({problem})") from problem
+        raise InputFileError(
+            path,
+            f"is not a safetensors file, or is damaged ({problem})",
+            cure="Say what it is with --from, or take another copy of it.",
+        ) from problem
     own = _own(metadata)
     found = _everything(own["values"], tensors, config) if "values" in own else None
     # A file that was changed by another tool may have kept our metadata: then it is a file of weights like any other.
