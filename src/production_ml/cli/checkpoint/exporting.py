@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from production_ml.cli.checkpoint.arguments import AsJson, Directory, complete_step, existing_step, open_directory
+from production_ml.cli.checkpoint.arguments import (
+    AsJson,
+    Directory,
+    complete_step,
+    existing_step,
+    open_directory,
+    with_a_way_on,
+)
 from production_ml.cli.checkpoint.display import count_text, progress, size_text
 from production_ml.core.errors import ConfigError, InputFileError
 
@@ -67,7 +74,8 @@ def export(
         raise InputFileError(target, "exists already", cure="Give another name, or replace it with --overwrite.")
     if with_optimizer and to is not Format.SAFETENSORS:
         raise ConfigError("--with-optimizer", True, f"is for safetensors: --to {to.value} has the optimizer anyway")
-    exported = _export(opened, step, target, to, with_optimizer=with_optimizer)
+    with with_a_way_on((opened, step)):
+        exported = _export(opened, step, target, to, with_optimizer=with_optimizer)
     if as_json:
         facts = {"step": step, "format": to.value, **asdict(exported), "path": str(exported.path)}
         typer.echo(json.dumps(facts, indent=2))

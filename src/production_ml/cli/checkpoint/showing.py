@@ -13,7 +13,14 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from production_ml.cli.checkpoint.arguments import AsJson, Directory, OptionalStep, existing_step, open_directory
+from production_ml.cli.checkpoint.arguments import (
+    AsJson,
+    Directory,
+    OptionalStep,
+    existing_step,
+    open_directory,
+    with_a_way_on,
+)
 from production_ml.cli.checkpoint.display import count_text, metrics_text, size_text
 from production_ml.core.clock import iso_utc
 
@@ -43,7 +50,9 @@ def show(
       production-ml checkpoint show checkpoints 300 --tensors 'optimizer.*'
     """
     opened = open_directory(directory)
-    manifest = opened.manifest(existing_step(opened, step))
+    chosen = existing_step(opened, step)
+    with with_a_way_on((opened, chosen)):
+        manifest = opened.manifest(chosen)
     described = _tensors(manifest, tensors)
     if as_json:
         typer.echo(json.dumps(_as_json(opened, manifest, described), indent=2))
