@@ -62,11 +62,20 @@ def _everything(values: Any, tensors: Mapping[str, Any], config: ImportConfig) -
 
 
 def _own(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Our own part of a file's metadata."""
+    """Our own part of a file's metadata, where it is what we write: it may come from another tool."""
     own = {}
     for key in (STEP_KEY, METRICS_KEY, VALUES_KEY):
         with contextlib.suppress(KeyError, ValueError):
             own[key.rpartition(".")[2]] = json.loads(metadata[key])
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-        own["metrics"] = {name: float(value) for name, value in own["metrics"].items()}
+    if "step" in own and (type(own["step"]) is not int or own["step"] < 0):
+        del own["step"]
+    if "metrics" in own:
+        own["metrics"] = _metrics(own["metrics"])
     return own
+
+
+def _metrics(found: Any) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
