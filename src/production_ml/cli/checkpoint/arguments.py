@@ -42,7 +42,11 @@ def complete_directory(incomplete: str) -> list[str]:
 
 Directory = Annotated[
     str,
-    typer.Argument(metavar="DIR", help="The checkpoint_dir of a CheckpointManager.", autocompletion=complete_directory),
+    typer.Argument(
+        metavar="DIR",
+        help="The checkpoint_dir of a CheckpointManager: a path, or a URL such as s3://bucket/run.",
+        autocompletion=complete_directory,
+    ),
 ]
 OptionalStep = Annotated[
     int | None,

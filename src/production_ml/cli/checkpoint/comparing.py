@@ -31,7 +31,8 @@ def diff(
 ) -> None:
     """Compare two checkpoints: names, types, shapes and values; the exit code is 1 where they differ.
 
-    Steps, times and metrics do not count, and neither does the number of ranks. Tensors with equal hashes are not read.
+    Steps, times and metrics do not count, and neither does the number of ranks.
+    Tensors with equal hashes are not read.
 
     Examples:
       production-ml checkpoint diff checkpoints@100 checkpoints@200

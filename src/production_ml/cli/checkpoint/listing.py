@@ -31,8 +31,9 @@ def list_checkpoints(
 ) -> None:
     """Show the checkpoints, oldest first, as their manifests describe them.
 
-    The column State says what was looked at: "not verified" where only the manifest, and the names and sizes of the
-    files were; "good" where --verify has read every byte; "damaged" with the reason; "unreadable" where this version or
+    The column State says what was looked at. "not verified": the manifest, and
+    the names and sizes of the files. "good": every byte, with --verify.
+    "damaged" comes with the reason; so does "unreadable", where this version or
     this user cannot read it.
 
     Examples:

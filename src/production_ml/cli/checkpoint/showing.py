@@ -44,6 +44,9 @@ def show(
 ) -> None:
     """Show one checkpoint: when and by how many ranks it was saved, its values, and its tensors, largest first.
 
+    No tensor is read, so this is quick, and tells nothing of damage to one:
+    that is what verify is for.
+
     Examples:
       production-ml checkpoint show checkpoints
 

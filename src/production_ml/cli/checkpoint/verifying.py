@@ -33,8 +33,8 @@ def verify(
 ) -> None:
     """Check every byte against its hash; the exit code is 3 where a checkpoint is damaged, 2 where there is none.
 
-    Each damaged file is named, with the tensor that is hit. Nothing is changed. Checkpoints in quarantine/ are not
-    looked at: they are known to be damaged.
+    Each damaged file is named, with the tensor that is hit. Nothing is changed.
+    Checkpoints in quarantine/ are not looked at: they are known to be damaged.
 
     Examples:
       production-ml checkpoint verify checkpoints
