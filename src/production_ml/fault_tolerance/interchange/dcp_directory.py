@@ -227,7 +227,7 @@ class DcpDirectory:
                 meaning="It was not loaded: to unpickle it could run any code that is in it.",
                 cure="Import the model alone with --model-only, or save anew without it.",
             ) from problem
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as problem:
+        except Exception as problem:  # a damaged pickle leads torch's unpickler to any error there is
             raise InputFileError(path, f"{index.fqn!r} cannot be read ({_first_line(problem)})") from problem
 
 

@@ -128,7 +128,7 @@ def _load(path: Path) -> Any:
             meaning="It was not loaded: to unpickle it could run any code that is in it.",
             cure="Where you trust it, load it yourself and save anew what state_dict() gives.",
         ) from problem
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as problem:
+    except Exception as problem:  # a damaged pickle leads torch's unpickler to any error there is
         raise InputFileError(
             path,
             f"is not a file of torch.save, or is damaged ({type(problem).__name__})",
