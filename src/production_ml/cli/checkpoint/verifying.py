@@ -77,7 +77,7 @@ def _tell_what_is_left(damage: dict[int, list[Damage]]) -> None:
     if len(sound) == len(damage):
         return
     left = (
-        f"A training that resumes sets them aside, and goes on from step {max(sound)}."
+        f"A training that resumes sets aside what is damaged, and goes on from step {max(sound)}."
         if sound
         else "None is sound: a training that resumes would begin at step 0."
     )

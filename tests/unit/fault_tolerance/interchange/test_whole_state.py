@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance import CheckpointManager, PerRank
 from production_ml.fault_tolerance.checkpoint_format import CheckpointDirectory
 from production_ml.fault_tolerance.interchange.whole_state import leaves_of, nested, stand_ins, state_by_number
@@ -45,3 +47,13 @@ def test_what_differs_by_rank_is_a_list(tmp_path):
 
     assert "optimizer" not in state
     assert [rank["seen"] for rank in state["rank_values"]] == [{"batches": 7}]
+
+
+@pytest.mark.parametrize("name", ["rank_values", "production_ml"])
+def test_an_extra_is_never_lost_to_a_part_of_the_same_name(tmp_path, name):
+    with CheckpointManager(tmp_path) as manager:
+        manager.save(model=torch.nn.Linear(1, 1), step=1, **{name: "mine"})
+    manifest = CheckpointDirectory(tmp_path).manifest(1)
+
+    with pytest.raises(CheckpointWriteError, match=f"'{name}' has a name"):
+        state_by_number(manifest, stand_ins(manifest))
