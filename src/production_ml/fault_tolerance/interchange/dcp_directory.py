@@ -57,7 +57,7 @@ def write_dcp_directory(
     Raises:
         InputFileError: The name is taken.
         DamagedCheckpointError: A tensor is not what was saved; nothing is left behind.
-        CheckpointWriteError: The file system does not take the directory.
+        CheckpointWriteError: The file system does not take the directory, or an extra has the name of another part.
         CheckpointError: The checkpoint cannot be read for another reason.
     """
     target = Path(target_path)

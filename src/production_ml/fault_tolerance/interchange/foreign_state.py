@@ -15,7 +15,7 @@ from production_ml.fault_tolerance.checkpoint_state.capture import RESERVED_NAME
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 from production_ml.fault_tolerance.checkpoint_state.module_state import capture_module
 from production_ml.fault_tolerance.interchange.optimizer_forms import encode_optimizer, is_optimizer_state
-from production_ml.fault_tolerance.interchange.whole_state import ORIGIN
+from production_ml.fault_tolerance.interchange.whole_state import ORIGIN, RANK_VALUES
 
 _MODEL_KEYS: Final = ("model", "model_state_dict", "state_dict", "app.model", "module")
 _OPTIMIZER_KEYS: Final = ("optimizer", "optim", "optimizer_state_dict", "app.optim")
@@ -69,9 +69,9 @@ def sort_state(state: Mapping[str, Any], config: ImportConfig) -> SortedState:
     found.metrics = _take_metrics(rest)
     if config.model_only:
         return found
-    classes = dict(origin.get("optimizer_classes", {}))
+    classes = dict(origin["optimizer_classes"]) if origin else {}
     _take_optimizer(rest, found, config.optimizer_class or classes.pop("optimizer", None), config.strip_prefix)
-    if origin and rest.pop("rank_values", None) is not None:
+    if origin and rest.pop(RANK_VALUES, None) is not None:
         found.notes.append(
             "Random generators and PerRank extras stay behind: they belong to the processes that saved them."
         )
@@ -95,7 +95,10 @@ def _origin(state: Mapping[str, Any]) -> dict[str, Any]:
         origin = json.loads(state.get(ORIGIN, "{}"))
     except (TypeError, ValueError):
         return {}
-    return origin if isinstance(origin, dict) else {}
+    is_ours = isinstance(origin, dict) and all(
+        isinstance(origin.get(part), dict) for part in ("optimizer_classes", "extra_kinds")
+    )
+    return origin if is_ours else {}
 
 
 def _take_model(rest: dict[str, Any], config: ImportConfig) -> Mapping[str, Any]:

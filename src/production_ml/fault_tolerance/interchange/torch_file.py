@@ -48,7 +48,7 @@ def write_torch_file(
 
     Raises:
         DamagedCheckpointError: A tensor is not what was saved; nothing is left behind.
-        CheckpointWriteError: The file system does not take the file.
+        CheckpointWriteError: The file system does not take the file, or an extra has the name of another part.
         CheckpointError: The checkpoint cannot be read for another reason.
     """
     target = Path(target_path)

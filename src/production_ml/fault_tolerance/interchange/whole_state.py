@@ -18,7 +18,8 @@ from production_ml.fault_tolerance.interchange.optimizer_forms import by_name, b
 
 ORIGIN: Final = "production_ml"
 """The key of an export under which an import finds, as JSON, what the other format has no place for."""
-_RANK_VALUES: Final = "rank_values"
+RANK_VALUES: Final = "rank_values"
+"""The key of an export under which is what differs by rank, a list."""
 DCP: Final = "dcp"
 """The key in a manifest's values of a checkpoint that was written through DCP's API."""
 
@@ -66,12 +67,12 @@ def _whole_state(manifest: Manifest, tensors: Mapping[str, torch.Tensor], form: 
         is_optimizer = extra["kind"] == "optimizer"
         state[name] = form(extra["value"], tensors) if is_optimizer else decode_tree(extra["value"], tensors)
     if manifest.rank_values:
-        state[_RANK_VALUES] = [decode_tree(_arrays_as_tensors(value), tensors) for value in manifest.rank_values]
+        state[RANK_VALUES] = [decode_tree(_arrays_as_tensors(value), tensors) for value in manifest.rank_values]
     return {**state, ORIGIN: json.dumps(_origin(values, manifest))}
 
 
 def _check_extra_name(name: str) -> None:
-    if name in (_RANK_VALUES, ORIGIN):
+    if name in (RANK_VALUES, ORIGIN):
         raise CheckpointWriteError(
             f"The extra {name!r} has a name that this format needs for something else.",
             meaning="One of the two would be lost, so nothing was written.",

@@ -115,3 +115,11 @@ def test_the_note_of_an_optimizer_names_the_extra_that_it_is_in():
 
     assert list(found.values["extra"]) == ["app"]
     assert "as the extra 'app'" in found.notes[0]
+
+
+@pytest.mark.parametrize("origin", ["{", "3", "{}", '{"optimizer_classes": 3}', '{"extra_kinds": {"x": "optimizer"}}'])
+def test_another_tool_s_word_about_the_origin_does_no_harm(origin):
+    found = sort_state({"model": {"w": W}, "x": NAMED, "production_ml": origin}, ImportConfig())
+
+    assert list(found.values["extra"]) == ["x"]
+    assert found.values["extra"]["x"]["kind"] == "value"
