@@ -162,6 +162,54 @@ def test_every_link_between_documents_leads_somewhere(document):
     assert [target for target in targets if not (document.parent / target).exists()] == []
 
 
+CHECKPOINTS = ROOT / "docs" / "checkpoints.md"
+SCHEDULED = (
+    USERS_SCRIPT.replace("def train_step(batch):", "def train_step(step):\n    batch = dataloader[step]")
+    + """
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+steps = 5
+before = [parameter.clone() for parameter in model.parameters()]
+"""
+)
+
+
+def test_the_loop_of_the_page_on_checkpoints_trains_once_and_then_resumes_at_its_end(run_script):
+    saving, *_ = blocks(CHECKPOINTS, "python")
+    told = "print(state['step'], [torch.equal(*pair) for pair in zip(before, model.parameters())])\n"
+
+    runs = [run_script(SCHEDULED + saving + told) for _ in range(2)]
+
+    # In each run the model is not what it began as: trained in the first, loaded in the second.
+    assert runs == ["0 [False, False]\n", "5 [False, False]\n"]
+
+
+def test_every_manager_on_the_page_on_checkpoints_can_be_made(run_script):
+    _, *managers = blocks(CHECKPOINTS, "python")
+    assert len(managers) == 2
+
+    run_script("\n".join(managers))
+
+
+def test_the_page_on_other_formats_saves_and_loads_through_dcp(run_script, tmp_path):
+    (through_dcp,) = blocks(ROOT / "docs" / "interchange.md", "python")
+    trained = "epoch, step, loss = 1, 7, train_step(dataloader[0])\n"
+    forgotten = "model.weight.data.zero_()\n"
+    saving, loading = through_dcp.split("with own_errors()")
+
+    printed = run_script(
+        USERS_SCRIPT
+        + trained
+        + saving
+        + forgotten
+        + "with own_errors()"
+        + loading
+        + "print(state['epoch'], bool(model.weight.any()))"
+    )
+
+    assert printed == "1 True\n"
+    assert (tmp_path / "checkpoints" / "step-00000007").is_dir()
+
+
 def test_the_readme_s_loop_trains_each_batch_once_over_all_restarts(run_script):
     (loop,) = blocks(ROOT / "README.md", "python")
     killed = "if loss_count[0] == 3: checkpoints.wait(); os._exit(0)\n    "

@@ -52,6 +52,19 @@ def main() -> None:
         # `production-ml … | head` has seen enough; Python would complain again while it closes stdout.
         sys.stderr.close()
         sys.exit(ExitCode.OK)
+    except OSError as problem:
+        _end_with(refusal(problem))
+
+
+def refusal(problem: OSError) -> ProductionMLError:
+    """What the system refused, as an error with a message for people."""
+    named = f"{problem.filename}: " if problem.filename is not None else ""
+    cure = ""
+    if isinstance(problem, PermissionError):
+        cure = "Give this user the right to it (a store: credentials), or name another place."
+    elif isinstance(problem, ConnectionError | TimeoutError):
+        cure = "See that the server runs and that its address is right, then try again."
+    return ProductionMLError(f"{named}{problem.strerror or problem}", cure=cure)
 
 
 def _end_with(problem: ProductionMLError) -> NoReturn:

@@ -140,14 +140,23 @@ class DamagedCheckpointError(CheckpointError):
 
     exit_code = ExitCode.DAMAGED
 
-    def __init__(self, path: Path | str, problem: str, *, step: int, tensor: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        problem: str,
+        *,
+        step: int,
+        tensor: str | None = None,
+        meaning: str = "",
+        cure: str = "",
+    ) -> None:
         self.path = Path(path)
         self.name = str(path)
         self.step = step
         self.tensor = tensor
         self.problem = problem
         named = f" tensor {tensor!r}" if tensor is not None else ""
-        super().__init__(f"{path}:{named} {problem}")
+        super().__init__(f"{path}:{named} {problem}", meaning=meaning, cure=cure)
 
 
 class DamagedFileError(InputFileError):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from production_ml import __version__
-from production_ml.cli.main import build, main
+from production_ml.cli.main import build, main, refusal
 from production_ml.core.errors import ExitCode
 
 DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
@@ -69,3 +69,26 @@ def test_help_needs_neither_torch_nor_mlflow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_what_the_system_refuses_is_a_message_and_no_traceback(monkeypatch, capsys):
+    code = run(monkeypatch, "checkpoint", "list", "x" * 300)
+
+    printed = capsys.readouterr().err
+    assert code == ExitCode.FAILED
+    assert printed == f"Error: {'x' * 300}: File name too long\n"
+
+
+@pytest.mark.parametrize(
+    ("problem", "cure"),
+    [
+        (PermissionError(13, "Permission denied", "checkpoints"), "Give this user the right"),
+        (ConnectionRefusedError(111, "Connection refused"), "See that the server runs"),
+        (TimeoutError(110, "Connection timed out"), "See that the server runs"),
+    ],
+)
+def test_a_refusal_that_a_person_can_end_says_how(problem, cure):
+    told = str(refusal(problem))
+
+    assert told.startswith(f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror)
+    assert cure in told

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from production_ml.core.errors import ConfigError, InputFileError
+from production_ml.core.errors import ConfigError, DamagedCheckpointError, InputFileError
 
 if TYPE_CHECKING:
     from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
@@ -39,7 +42,11 @@ def complete_directory(incomplete: str) -> list[str]:
 
 Directory = Annotated[
     str,
-    typer.Argument(metavar="DIR", help="The checkpoint_dir of a CheckpointManager.", autocompletion=complete_directory),
+    typer.Argument(
+        metavar="DIR",
+        help="The checkpoint_dir of a CheckpointManager: a path, or a URL such as s3://bucket/run.",
+        autocompletion=complete_directory,
+    ),
 ]
 OptionalStep = Annotated[
     int | None,
@@ -54,16 +61,17 @@ def open_directory(name: str) -> CheckpointPlace:
     Raises:
         InputFileError: There is no such directory.
     """
+    from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
     from production_ml.fault_tolerance.checkpoint_format.places import open_place
 
-    path = Path(name)
-    if "://" not in name and not path.is_dir():
+    place = open_place(name)
+    if isinstance(place, CheckpointDirectory) and not place.path.is_dir():
         raise InputFileError(
-            path,
-            "is not a directory" if path.exists() else "does not exist",
+            place.path,
+            "is not a directory" if place.path.exists() else "does not exist",
             cure="Name the directory that was given to CheckpointManager(checkpoint_dir=...).",
         )
-    return open_place(name)
+    return place
 
 
 def existing_step(directory: CheckpointPlace, step: int | None) -> int:
@@ -89,6 +97,35 @@ def no_checkpoints(directory: CheckpointPlace) -> InputFileError:
         "holds no checkpoints",
         cure="Name the directory that was given to CheckpointManager(checkpoint_dir=...), with step-… in it.",
     )
+
+
+@contextlib.contextmanager
+def with_a_way_on(*places: tuple[CheckpointPlace, int]) -> Iterator[None]:
+    """Within it, damage of one of these checkpoints comes out with what to do next.
+
+    Raises:
+        DamagedCheckpointError: One of them is damaged.
+    """
+    try:
+        yield
+    except DamagedCheckpointError as damaged:
+        for directory, step in places:
+            if damaged.name.startswith(str(directory.committed(step))):
+                raise DamagedCheckpointError(
+                    damaged.name,
+                    damaged.problem,
+                    step=step,
+                    tensor=damaged.tensor,
+                    meaning="A training that resumes sets it aside, and goes on from the newest sound one.",
+                    cure=_way_on(directory, step),
+                ) from damaged
+        raise
+
+
+def _way_on(directory: CheckpointPlace, step: int) -> str:
+    verify = f"See all that is damaged: production-ml checkpoint verify {shlex.quote(directory.url)} {step}"
+    earlier = [other for other in directory.steps() if other < step and directory.is_whole(other)]
+    return f"{verify}\nOr take an earlier step; the next one is {earlier[-1]}." if earlier else verify
 
 
 def parse_place(place: str) -> tuple[CheckpointPlace, int]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from production_ml.cli.checkpoint.arguments import AsJson, parse_place
+from production_ml.cli.checkpoint.arguments import AsJson, parse_place, with_a_way_on
 from production_ml.cli.checkpoint.display import count_text, progress
 from production_ml.core.errors import ExitCode
 
@@ -31,7 +31,8 @@ def diff(
 ) -> None:
     """Compare two checkpoints: names, types, shapes and values; the exit code is 1 where they differ.
 
-    Steps, times and metrics do not count, and neither does the number of ranks. Tensors with equal hashes are not read.
+    Steps, times and metrics do not count, and neither does the number of ranks.
+    Tensors with equal hashes are not read.
 
     Examples:
       production-ml checkpoint diff checkpoints@100 checkpoints@200
@@ -42,7 +43,7 @@ def diff(
     from production_ml.fault_tolerance.interchange.source import CheckpointSource
 
     places = parse_place(a), parse_place(b)
-    with contextlib.ExitStack() as opened:
+    with with_a_way_on(*places), contextlib.ExitStack() as opened:
         total_bytes = sum(directory.manifest(step).size_bytes for directory, step in places)
         on_bytes = opened.enter_context(progress("comparing", total_bytes))
         one, other = (

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from production_ml.cli.checkpoint.arguments import AsJson, Directory, complete_step, existing_step, open_directory
+from production_ml.cli.checkpoint.arguments import (
+    AsJson,
+    Directory,
+    complete_step,
+    existing_step,
+    open_directory,
+    with_a_way_on,
+)
 from production_ml.cli.checkpoint.display import count_text, progress, size_text
 from production_ml.core.errors import ConfigError, InputFileError
 
@@ -34,7 +41,7 @@ def export(
         typer.Argument(metavar="STEP", help="The step; if left out, the newest.", autocompletion=complete_step),
     ] = None,
     out: Annotated[
-        str | None, typer.Argument(metavar="OUT", help="The file, or for dcp the directory, to write.")
+        str | None, typer.Argument(metavar="OUT", help="The file, or for dcp the directory, to write; never left out.")
     ] = None,
     to: Annotated[Format, typer.Option("--to", help="The format.")] = Format.SAFETENSORS,
     with_optimizer: Annotated[
@@ -46,13 +53,15 @@ def export(
 ) -> None:
     """Write a checkpoint as one safetensors file, one torch.save file, or a directory of torch.distributed.checkpoint.
 
-    Every tensor is verified on the way. The output appears under its name when it is complete and durable; an export
-    that is interrupted leaves nothing.
+    Every tensor is verified on the way. The output appears under its name when
+    it is complete and durable; an export that is interrupted leaves nothing.
 
-    safetensors: the model's weights by their plain names, for model.load_state_dict(load_file(OUT)).
-    With --with-optimizer everything else stands beside them, as optimizer.… and extra.….
+    safetensors: the model's weights by their plain names, for
+    model.load_state_dict(load_file(OUT)). With --with-optimizer everything else
+    stands beside them, as optimizer.… and extra.….
 
-    torch: a dict of model, optimizer, step, metrics and the extras, for torch.load(OUT, weights_only=True).
+    torch: a dict of model, optimizer, step, metrics and the extras, for
+    torch.load(OUT, weights_only=True).
 
     dcp: the same, for torch.distributed.checkpoint.load with any number of ranks.
 
@@ -67,7 +76,8 @@ def export(
         raise InputFileError(target, "exists already", cure="Give another name, or replace it with --overwrite.")
     if with_optimizer and to is not Format.SAFETENSORS:
         raise ConfigError("--with-optimizer", True, f"is for safetensors: --to {to.value} has the optimizer anyway")
-    exported = _export(opened, step, target, to, with_optimizer=with_optimizer)
+    with with_a_way_on((opened, step)):
+        exported = _export(opened, step, target, to, with_optimizer=with_optimizer)
     if as_json:
         facts = {"step": step, "format": to.value, **asdict(exported), "path": str(exported.path)}
         typer.echo(json.dumps(facts, indent=2))

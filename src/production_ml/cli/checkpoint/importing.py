@@ -44,14 +44,16 @@ def import_checkpoint(
 ) -> None:
     """Make a checkpoint from a directory of torch.distributed.checkpoint, a torch.save file or a safetensors file.
 
-    Nothing of SRC is run: torch.save files are read with weights_only=True, and DCP's .metadata, which is a pickle,
-    through a closed list of DCP's own classes. What is neither the model nor the optimizer becomes an extra that
-    load_latest gives back by its name. The checkpoint is committed when it is durable, and read back to verify it.
+    Nothing of SRC is run: torch.save files are read with weights_only=True, and
+    DCP's .metadata, which is a pickle, through a closed list of DCP's own
+    classes. What is neither the model nor the optimizer becomes an extra that
+    load_latest gives back by its name. The checkpoint is committed when it is
+    durable, and read back to verify it.
 
     Examples:
-      production-ml checkpoint import dcp-checkpoint checkpoints --from dcp --step 300
+      production-ml checkpoint import dcp-directory checkpoints --step 300
 
-      production-ml checkpoint import lightning.ckpt checkpoints --model-only --step 300
+      production-ml checkpoint import last.ckpt checkpoints --step 9 --model-only
     """
     from production_ml.fault_tolerance.checkpoint_format.places import open_place
     from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig

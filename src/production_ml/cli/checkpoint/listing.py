@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from rich.text import Text
 from production_ml.cli.checkpoint.arguments import AsJson, Directory, open_directory, parse_best
 from production_ml.cli.checkpoint.display import metrics_text, progress, size_text
 from production_ml.core.clock import iso_utc
-from production_ml.core.errors import DamagedCheckpointError
+from production_ml.core.errors import CheckpointError, DamagedCheckpointError
 
 if TYPE_CHECKING:
     from production_ml.fault_tolerance.checkpoint_format import Manifest
@@ -30,8 +31,10 @@ def list_checkpoints(
 ) -> None:
     """Show the checkpoints, oldest first, as their manifests describe them.
 
-    The column State says what was looked at: "not verified" where only the manifest, and the names and sizes of the
-    files were; "good" where --verify has read every byte.
+    The column State says what was looked at. "not verified": the manifest, and
+    the names and sizes of the files. "good": every byte, with --verify.
+    "damaged" comes with the reason; so does "unreadable", where this version or
+    this user cannot read it.
 
     Examples:
       production-ml checkpoint list checkpoints
@@ -50,6 +53,8 @@ def list_checkpoints(
         typer.echo(json.dumps(rows, indent=2))
     elif rows:
         Console().print(_table(rows))
+        if any(row["state"] == "damaged" for row in rows):
+            typer.echo(f"See all of the damage: production-ml checkpoint verify {shlex.quote(directory)}")
     else:
         typer.echo(f"{directory} holds no checkpoints.")
 
@@ -63,6 +68,9 @@ def _describe(directory: CheckpointPlace, step: int, *, is_verified: bool) -> di
         manifest = directory.manifest(step)
     except DamagedCheckpointError as error:
         return {**described, "metrics": {}, "state": "damaged", "problem": error.problem}
+    except CheckpointError as error:
+        # Such as one that a newer version wrote: it must not hide the others.
+        return {**described, "metrics": {}, "state": "unreadable", "problem": error.what}
     problem = structural_problem(directory, manifest)
     if is_verified and problem is None:
         problem = _verified(directory, manifest)
@@ -100,7 +108,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         step = f"{row['step']} *" if row["best"] else f"{row['step']}  "
         # Metrics' names and problems are other people's text, in which brackets are no markup.
-        state = Text(f"damaged: {row['problem']}" if row["problem"] else row["state"], style=_STYLES[row["state"]])
+        told = f"{row['state']}: {row['problem']}" if row["problem"] else row["state"]
+        state = Text(told, style=_STYLES[row["state"]])
         if "created_at" not in row:
             table.add_row(step, "", "", "", "", state)
             continue
@@ -113,4 +122,4 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-_STYLES = {"good": "green", "not verified": "", "damaged": "red"}
+_STYLES = {"good": "green", "not verified": "", "damaged": "red", "unreadable": "yellow"}

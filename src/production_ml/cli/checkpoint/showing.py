@@ -13,7 +13,14 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from production_ml.cli.checkpoint.arguments import AsJson, Directory, OptionalStep, existing_step, open_directory
+from production_ml.cli.checkpoint.arguments import (
+    AsJson,
+    Directory,
+    OptionalStep,
+    existing_step,
+    open_directory,
+    with_a_way_on,
+)
 from production_ml.cli.checkpoint.display import count_text, metrics_text, size_text
 from production_ml.core.clock import iso_utc
 
@@ -37,13 +44,18 @@ def show(
 ) -> None:
     """Show one checkpoint: when and by how many ranks it was saved, its values, and its tensors, largest first.
 
+    No tensor is read, so this is quick, and tells nothing of damage to one:
+    that is what verify is for.
+
     Examples:
       production-ml checkpoint show checkpoints
 
       production-ml checkpoint show checkpoints 300 --tensors 'optimizer.*'
     """
     opened = open_directory(directory)
-    manifest = opened.manifest(existing_step(opened, step))
+    chosen = existing_step(opened, step)
+    with with_a_way_on((opened, chosen)):
+        manifest = opened.manifest(chosen)
     described = _tensors(manifest, tensors)
     if as_json:
         typer.echo(json.dumps(_as_json(opened, manifest, described), indent=2))

@@ -15,7 +15,7 @@ from production_ml.cli.checkpoint.arguments import (
     no_checkpoints,
     open_directory,
 )
-from production_ml.cli.checkpoint.display import progress
+from production_ml.cli.checkpoint.display import count_text, progress
 from production_ml.core.errors import DamagedCheckpointError, ExitCode
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def verify(
 ) -> None:
     """Check every byte against its hash; the exit code is 3 where a checkpoint is damaged, 2 where there is none.
 
-    Each damaged file is named, with the tensor that is hit. Nothing is changed. Checkpoints in quarantine/ are not
-    looked at: they are known to be damaged.
+    Each damaged file is named, with the tensor that is hit. Nothing is changed.
+    Checkpoints in quarantine/ are not looked at: they are known to be damaged.
 
     Examples:
       production-ml checkpoint verify checkpoints
@@ -60,6 +60,8 @@ def verify(
         damage.setdefault(lost.step, []).append(Damage.of_name(lost))
         if not as_json:
             _tell(lost.step, [Damage.of_name(lost)])
+    if step is None and damage and not as_json:
+        _tell_what_is_left(damage)
     if as_json:
         listed = [
             {"step": one, "sound": not found, "damage": [item.to_dict() for item in found]}
@@ -68,6 +70,18 @@ def verify(
         typer.echo(json.dumps(listed, indent=2))
     if any(damage.values()):
         raise typer.Exit(ExitCode.DAMAGED)
+
+
+def _tell_what_is_left(damage: dict[int, list[Damage]]) -> None:
+    sound = [step for step, found in damage.items() if not found]
+    if len(sound) == len(damage):
+        return
+    left = (
+        f"A training that resumes sets aside what is damaged, and goes on from step {max(sound)}."
+        if sound
+        else "None is sound: a training that resumes would begin at step 0."
+    )
+    typer.echo(f"{len(damage) - len(sound)} of {count_text(len(damage), 'checkpoint')} damaged. {left}")
 
 
 def damage_of(directory: CheckpointPlace, step: int) -> list[Damage] | None:

@@ -71,10 +71,12 @@ class CheckpointBuilder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_committed:
-            with contextlib.suppress(OSError):
-                self._directory.abandon(self._written)
-        self._lock.release()
+        try:
+            if not self._is_committed:
+                with contextlib.suppress(OSError):
+                    self._directory.abandon(self._written)
+        finally:
+            self._lock.release()
 
     def add(self, name: str, data: torch.Tensor, *, offsets: tuple[int, ...] | None = None, shape: Any = None) -> None:
         """Take a tensor, or one box of it, which must not change until the commit.

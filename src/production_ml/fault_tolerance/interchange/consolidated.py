@@ -67,9 +67,9 @@ def write_consolidated(
     with CheckpointSource(directory, step, on_bytes=on_bytes) as source:
         names = plain_names(source.manifest, with_optimizer=with_optimizer)
         file_bytes = write_tensors(target, source, names, _metadata(source.manifest, with_values=with_optimizer))
-    return Exported(
-        path=target, size_bytes=file_bytes, tensors=len(names), left_out=tuple(_not_tensors(source.manifest))
-    )
+    # With the optimizer goes all else, in the file's metadata.
+    left_out = () if with_optimizer else tuple(_not_tensors(source.manifest))
+    return Exported(path=target, size_bytes=file_bytes, tensors=len(names), left_out=left_out)
 
 
 def plain_names(manifest: Manifest, *, with_optimizer: bool) -> dict[str, str]:

@@ -28,7 +28,7 @@ from production_ml.fault_tolerance.interchange.builder import CheckpointBuilder
 from production_ml.fault_tolerance.interchange.consolidated import Exported
 from production_ml.fault_tolerance.interchange.dcp_metadata import location, read_dcp_metadata
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
-from production_ml.fault_tolerance.interchange.output import durable_directory
+from production_ml.fault_tolerance.interchange.output import durable_directory, what_broke_it_off
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
 from production_ml.fault_tolerance.interchange.tensor_source import read_tensor
 from production_ml.fault_tolerance.interchange.whole_state import nested, stand_ins, state_by_name
@@ -57,7 +57,7 @@ def write_dcp_directory(
     Raises:
         InputFileError: The name is taken.
         DamagedCheckpointError: A tensor is not what was saved; nothing is left behind.
-        CheckpointWriteError: The file system does not take the directory.
+        CheckpointWriteError: The file system does not take the directory, or an extra has the name of another part.
         CheckpointError: The checkpoint cannot be read for another reason.
     """
     target = Path(target_path)
@@ -75,10 +75,15 @@ def write_dcp_directory(
 
 
 def _save(state: dict[str, Any], writer: FileSystemWriter, planner: DefaultSavePlanner) -> None:
+    problem: BaseException | None = None
     try:
         save(state, storage_writer=writer, planner=planner, no_dist=True)
     except CheckpointException as failed:
-        raise next(iter(failed.failures.values()))[0] from None
+        problem = next(iter(failed.failures.values()))[0]
+    if problem is not None:
+        # Out here, because a raise within the handler would replace what the problem itself hides.
+        with what_broke_it_off():
+            raise problem
 
 
 class _LazyPlanner(DefaultSavePlanner):
@@ -222,7 +227,7 @@ class DcpDirectory:
                 meaning="It was not loaded: to unpickle it could run any code that is in it.",
                 cure="Import the model alone with --model-only, or save anew without it.",
             ) from problem
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as problem:
+        except Exception as problem:  # a damaged pickle leads torch's unpickler to any error there is
             raise InputFileError(path, f"{index.fqn!r} cannot be read ({_first_line(problem)})") from problem
 
 

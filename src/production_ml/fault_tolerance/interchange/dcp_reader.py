@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from production_ml.core.errors import InputFileError, ProductionMLError
+from production_ml.core.errors import CheckpointError, InputFileError, ProductionMLError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
@@ -73,6 +74,8 @@ class VerifiedStorageReader(StorageReader):
         Raises:
             CheckpointException: The manifest is damaged, or there is no such checkpoint; our own error is inside.
         """
+        # A reader that is used again looks for the newest again; DCP resets it only where it is given an id.
+        self._named = None
         try:
             named = self._read_names()
         except ProductionMLError as problem:
@@ -88,11 +91,20 @@ class VerifiedStorageReader(StorageReader):
         """Nothing to do."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Nothing to do."""
-        return plan
+        """Tell the coordinator which checkpoint this rank is about to read."""
+        manifest = self._read_names().manifest
+        return replace(plan, storage_data=(manifest.step, manifest.save_id))
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Nothing to do."""
+        """See that all ranks read the same checkpoint.
+
+        Raises:
+            CheckpointError: They do not: each looked for the newest, and a save was committed meanwhile.
+        """
+        found = {plan.storage_data for plan in plans}
+        if len(found) > 1:
+            steps = ", ".join(str(step) for step, _ in sorted(found))
+            raise _changed_meanwhile(f"{self._directory.path}: the ranks found different newest checkpoints ({steps}).")
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
@@ -100,9 +112,12 @@ class VerifiedStorageReader(StorageReader):
 
         Raises:
             DamagedCheckpointError: Something is not what was written; nothing was changed on this rank.
+            CheckpointError: The checkpoint was replaced by another of its step since the ranks planned.
         """
         named = self._read_names()
         with CheckpointSource(self._directory, named.manifest.step) as source:
+            if source.manifest.save_id != named.manifest.save_id:
+                raise _changed_meanwhile(f"{source.name}: was saved anew while it was being read.")
             # All before any: a damaged checkpoint must not leave a model half loaded.
             found = [
                 None
@@ -141,6 +156,14 @@ class VerifiedStorageReader(StorageReader):
                 step = steps[-1]
             self._named = named_state(self._directory.manifest(step))
         return self._named
+
+
+def _changed_meanwhile(what: str) -> CheckpointError:
+    return CheckpointError(
+        what,
+        meaning="Nothing was loaded: the ranks would have had parts of two checkpoints.",
+        cure="Load again, or name the step: VerifiedStorageReader(directory, step).",
+    )
 
 
 def _as_dcp_bytes(value: Any) -> io.BytesIO:

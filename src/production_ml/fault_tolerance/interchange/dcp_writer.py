@@ -112,6 +112,8 @@ class VerifiedStorageWriter(StorageWriter):
         Raises:
             CheckpointWriteError: The directory cannot be written to.
         """
+        # DCP resets a writer that is used again only where it is given an id.
+        self._give_up()
         step, save_id = self._known_step(), secrets.token_hex(8)
         try:
             self._directory.remove_leftovers()

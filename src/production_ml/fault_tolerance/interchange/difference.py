@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -51,7 +51,7 @@ class Difference:
         return {**asdict(self), "same": self.is_empty}
 
 
-def compare(a: CheckpointSource, b: CheckpointSource, on_tensor: Callable[[], None] = lambda: None) -> Difference:
+def compare(a: CheckpointSource, b: CheckpointSource) -> Difference:
     """Compare two checkpoints, of whatever world sizes.
 
     Tensors that were cut into the same boxes and have the same hashes are not read.
@@ -59,7 +59,6 @@ def compare(a: CheckpointSource, b: CheckpointSource, on_tensor: Callable[[], No
     Args:
         a: The one.
         b: The other.
-        on_tensor: Called after each tensor, to show how far it is.
 
     Raises:
         DamagedCheckpointError: A tensor that has to be read is not what was written.
@@ -70,7 +69,6 @@ def compare(a: CheckpointSource, b: CheckpointSource, on_tensor: Callable[[], No
         difference = _compare_tensor(a, b, name)
         if difference is not None:
             found.append(difference)
-        on_tensor()
     values = tuple(_unequal(_values(a.manifest), _values(b.manifest)))
     return Difference(tensors=tuple(found), values=values, same_tensors=len(names) - len(found))
 

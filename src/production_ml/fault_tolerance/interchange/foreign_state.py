@@ -15,7 +15,7 @@ from production_ml.fault_tolerance.checkpoint_state.capture import RESERVED_NAME
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
 from production_ml.fault_tolerance.checkpoint_state.module_state import capture_module
 from production_ml.fault_tolerance.interchange.optimizer_forms import encode_optimizer, is_optimizer_state
-from production_ml.fault_tolerance.interchange.whole_state import ORIGIN
+from production_ml.fault_tolerance.interchange.whole_state import ORIGIN, RANK_VALUES
 
 _MODEL_KEYS: Final = ("model", "model_state_dict", "state_dict", "app.model", "module")
 _OPTIMIZER_KEYS: Final = ("optimizer", "optim", "optimizer_state_dict", "app.optim")
@@ -69,16 +69,24 @@ def sort_state(state: Mapping[str, Any], config: ImportConfig) -> SortedState:
     found.metrics = _take_metrics(rest)
     if config.model_only:
         return found
-    classes = dict(origin.get("optimizer_classes", {}))
-    _take_optimizer(rest, found, config.optimizer_class or classes.pop("optimizer", None))
-    if origin and rest.pop("rank_values", None) is not None:
+    classes = dict(origin["optimizer_classes"]) if origin else {}
+    _take_optimizer(rest, found, config.optimizer_class or classes.pop("optimizer", None), config.strip_prefix)
+    if origin and rest.pop(RANK_VALUES, None) is not None:
         found.notes.append(
             "Random generators and PerRank extras stay behind: they belong to the processes that saved them."
         )
     for key, value in rest.items():
-        name = f"{key}_state" if key in RESERVED_NAMES else key
+        name = _extra_name(key, rest)
         found.values["extra"][name] = _extra(name, value, origin, found)
     return found
+
+
+def _extra_name(key: str, rest: Mapping[str, Any]) -> str:
+    """The name that what stood at `key` has as an extra: another where a checkpoint has a use of its own for it."""
+    name = f"{key}_state" if key in RESERVED_NAMES else key
+    while name != key and name in rest:
+        name += "_"
+    return name
 
 
 def _origin(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +95,10 @@ def _origin(state: Mapping[str, Any]) -> dict[str, Any]:
         origin = json.loads(state.get(ORIGIN, "{}"))
     except (TypeError, ValueError):
         return {}
-    return origin if isinstance(origin, dict) else {}
+    is_ours = isinstance(origin, dict) and all(
+        isinstance(origin.get(part), dict) for part in ("optimizer_classes", "extra_kinds")
+    )
+    return origin if is_ours else {}
 
 
 def _take_model(rest: dict[str, Any], config: ImportConfig) -> Mapping[str, Any]:
@@ -128,8 +139,11 @@ def _take(rest: dict[str, Any], dotted: str) -> Any:
     return value
 
 
-def _renamed(model: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {str(name).removeprefix(prefix): value for name, value in model.items()}
+def _renamed(named: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
+    renamed = {str(name).removeprefix(prefix): value for name, value in named.items()}
+    if len(renamed) < len(named):
+        raise ConfigError("strip_prefix", prefix, "two names would become one without it", cure="Give another prefix.")
+    return renamed
 
 
 def _take_metrics(rest: dict[str, Any]) -> dict[str, float]:
@@ -140,19 +154,19 @@ def _take_metrics(rest: dict[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in metrics.items()}
 
 
-def _take_optimizer(rest: dict[str, Any], found: SortedState, optimizer_class: str | None) -> None:
+def _take_optimizer(rest: dict[str, Any], found: SortedState, optimizer_class: str | None, prefix: str) -> None:
     for key in _OPTIMIZER_KEYS:
         state = _take(dict(rest), key)
         if not is_optimizer_state(state):
             continue
         if optimizer_class is not None:
             tensors = dict(found.tensors)
-            encoded = encode_optimizer(state, optimizer_class, "optimizer", tensors)
+            encoded = encode_optimizer(state, optimizer_class, "optimizer", tensors, strip_prefix=prefix)
             if encoded is not None:
                 _take(rest, key)
                 found.values["optimizer"], found.tensors = encoded, tensors
                 return
-        name = f"{key}_state" if key in RESERVED_NAMES else key
+        name = _extra_name(key.partition(".")[0] if key not in rest else key, rest)
         found.notes.append(_optimizer_note(name, is_class_known=optimizer_class is not None))
         return
 

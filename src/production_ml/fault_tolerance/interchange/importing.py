@@ -46,7 +46,7 @@ def open_source(path: Path, kind: str | None, config: ImportConfig) -> Source:
         ConfigError: The model cannot be found in it, or there is no such format.
         CheckpointWriteError: Something in it cannot be saved; the message names it.
     """
-    kind = kind or ("dcp" if path.is_dir() else "safetensors" if path.suffix == ".safetensors" else "torch")
+    kind = kind or _looks_like(path)
     if kind == "dcp":
         directory = DcpDirectory(path)
         return Source(directory.sort(config), directory)
@@ -55,6 +55,19 @@ def open_source(path: Path, kind: str | None, config: ImportConfig) -> Source:
     if kind == "torch":
         return Source(read_torch_file(path, config), None)
     raise ConfigError("format", kind, f"is not known; known formats: {', '.join(FORMATS)}")
+
+
+def _looks_like(path: Path) -> str:
+    if path.is_dir():
+        return "dcp"
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    try:
+        with path.open("rb") as file:
+            # The length of a safetensors file's header, then the header, which is JSON. No pickle or zip has a { there.
+            return "safetensors" if file.read(9)[8:] == b"{" else "torch"
+    except OSError:
+        return "torch"
 
 
 def commit_import(

@@ -49,7 +49,12 @@ def is_optimizer_state(value: Any) -> bool:
 
 
 def encode_optimizer(
-    state: Mapping[str, Any], optimizer_class: str, prefix: str, tensors: dict[str, torch.Tensor]
+    state: Mapping[str, Any],
+    optimizer_class: str,
+    prefix: str,
+    tensors: dict[str, torch.Tensor],
+    *,
+    strip_prefix: str = "",
 ) -> dict[str, Any] | None:
     """The form of a manifest, from either of the two others; None where the parameters' names are not known.
 
@@ -58,16 +63,18 @@ def encode_optimizer(
         optimizer_class: The name of its class, which neither form holds.
         prefix: The beginning of its tensors' names.
         tensors: Where its tensors are put.
+        strip_prefix: Taken off the beginning of its parameters' names, as off the model's.
     """
     groups, named = [], dict[str, str]()
     for number, group in enumerate(state["param_groups"]):
         names = group.get("param_names", group["params"])
         if not all(isinstance(name, str) for name in names):
             return None
+        names = [name.removeprefix(strip_prefix) for name in names]
         # DCP's flattening makes strings of numbers.
         named |= {str(key): name for key, name in zip(group["params"], names, strict=True)}
         options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-        groups.append({"params": list(names), "options": encode_tree(options, f"{prefix}.group{number}", tensors)})
+        groups.append({"params": names, "options": encode_tree(options, f"{prefix}.group{number}", tensors)})
     encoded = {}
     for key, items in state["state"].items():
         name = named.get(str(key))

@@ -18,24 +18,16 @@ def durable_file(target: Path) -> Iterator[io.FileIO]:
     """A file to write, unbuffered; it takes the name `target`, and the place of what is there, when the block ends.
 
     Raises:
-        InputFileError: There is no directory to write it to, or a directory has its name.
+        InputFileError: There is no directory to write it to, or a directory, device or pipe has its name.
         CheckpointWriteError: The file system does not take it. Nothing is left behind.
     """
-    _check_parent(target)
-    if target.is_dir():
-        raise InputFileError(target, "is a directory, where a file is to be written", cure="Give it another name.")
-    temporary = _temporary(target)
-    with _as_write_error(target):
-        try:
-            with io.FileIO(temporary, "wb") as file:
-                yield file
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        # rename() alone is not durable: until the directory is fsynced, a power cut can bring back the old listing.
-        fsync_directory(target.parent)
+    # os.replace would put the file in the place of a device or pipe as well: /dev/null, for whoever may write to /dev.
+    if target.exists() and not target.is_file():
+        what = "is a directory" if target.is_dir() else "is a device or pipe"
+        raise InputFileError(target, f"{what}, where a file is to be written", cure="Give it another name.")
+    with _named_when_done(target) as temporary, io.FileIO(temporary, "wb") as file:
+        yield file
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -46,22 +38,29 @@ def durable_directory(target: Path) -> Iterator[Path]:
         InputFileError: The name is taken, or there is no directory to make it in.
         CheckpointWriteError: The file system does not take it. Nothing is left behind.
     """
-    _check_parent(target)
     if target.exists():
         raise InputFileError(target, "exists already", cure="Give another name, or move it away.")
-    temporary = _temporary(target)
-    with _as_write_error(target):
-        try:
-            temporary.mkdir()
-            yield temporary
-            for file in temporary.iterdir():
-                _fsync_file(file)
-            fsync_directory(temporary)
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        fsync_directory(target.parent)
+    with _named_when_done(target) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            _fsync_file(file)
+        fsync_directory(temporary)
+
+
+@contextlib.contextmanager
+def what_broke_it_off() -> Iterator[None]:
+    """Around `torch.save`: what broke it off comes out, such as a full disk or Ctrl-C.
+
+    torch.save ends its zip file even then, which fails in turn: a RuntimeError of "unexpected pos" that hides the rest.
+    """
+    try:
+        yield
+    except RuntimeError as hiding:
+        hidden = hiding.__context__
+        if isinstance(hidden, OSError) or (hidden is not None and not isinstance(hidden, Exception)):
+            raise hidden from None
+        raise
 
 
 def write_all(file: io.FileIO, data: memoryview | bytes) -> None:
@@ -71,13 +70,28 @@ def write_all(file: io.FileIO, data: memoryview | bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _check_parent(target: Path) -> None:
+@contextlib.contextmanager
+def _named_when_done(target: Path) -> Iterator[Path]:
+    """A free name beside `target`: what the block makes there gets the name `target` at its end, or is removed."""
     if not target.parent.is_dir():
         raise InputFileError(target.parent, "is not a directory that a file can be written to", cure="Make it first.")
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+    with _as_write_error(target):
+        try:
+            yield temporary
+            temporary.replace(target)
+        except BaseException:
+            _remove(temporary)
+            raise
+        # rename() alone is not durable: until the directory is fsynced, a power cut can bring back the old listing.
+        fsync_directory(target.parent)
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _fsync_file(path: Path) -> None:

@@ -26,13 +26,19 @@ def read_safetensors(path: Path, config: ImportConfig) -> SortedState:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise InputFileError(path, "is not a file" if path.exists() else "does not exist")
+        raise InputFileError(
+            path, "is not a file" if path.exists() else "does not exist", cure="Name a safetensors file."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError) as problem:
-        raise InputFileError(path, f"is not a safetensors file ({problem})") from problem
+        raise InputFileError(
+            path,
+            f"is not a safetensors file, or is damaged ({problem})",
+            cure="Say what it is with --from, or take another copy of it.",
+        ) from problem
     own = _own(metadata)
     found = _everything(own["values"], tensors, config) if "values" in own else None
     # A file that was changed by another tool may have kept our metadata: then it is a file of weights like any other.
@@ -56,11 +62,20 @@ def _everything(values: Any, tensors: Mapping[str, Any], config: ImportConfig) -
 
 
 def _own(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Our own part of a file's metadata."""
+    """Our own part of a file's metadata, where it is what we write: it may come from another tool."""
     own = {}
     for key in (STEP_KEY, METRICS_KEY, VALUES_KEY):
         with contextlib.suppress(KeyError, ValueError):
             own[key.rpartition(".")[2]] = json.loads(metadata[key])
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-        own["metrics"] = {name: float(value) for name, value in own["metrics"].items()}
+    if "step" in own and (type(own["step"]) is not int or own["step"] < 0):
+        del own["step"]
+    if "metrics" in own:
+        own["metrics"] = _metrics(own["metrics"])
     return own
+
+
+def _metrics(found: Any) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}

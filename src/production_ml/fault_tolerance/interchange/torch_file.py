@@ -21,7 +21,7 @@ from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.interchange.consolidated import Exported
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig, SortedState, sort_state
-from production_ml.fault_tolerance.interchange.output import durable_file, write_all
+from production_ml.fault_tolerance.interchange.output import durable_file, what_broke_it_off, write_all
 from production_ml.fault_tolerance.interchange.source import CheckpointSource
 from production_ml.fault_tolerance.interchange.whole_state import state_by_number
 
@@ -48,7 +48,7 @@ def write_torch_file(
 
     Raises:
         DamagedCheckpointError: A tensor is not what was saved; nothing is left behind.
-        CheckpointWriteError: The file system does not take the file.
+        CheckpointWriteError: The file system does not take the file, or an extra has the name of another part.
         CheckpointError: The checkpoint cannot be read for another reason.
     """
     target = Path(target_path)
@@ -56,7 +56,8 @@ def write_torch_file(
         with tempfile.TemporaryFile(dir=target.parent, buffering=0) as scratch:
             tensors = _in_file(source, scratch)
             buffered = io.BufferedWriter(file, 1 << 20)
-            torch.save(state_by_number(source.manifest, tensors), buffered)
+            with what_broke_it_off():
+                torch.save(state_by_number(source.manifest, tensors), buffered)
             buffered.flush()
             buffered.detach()
         size_bytes = file.tell()
@@ -108,7 +109,11 @@ def _bytes_at(mapped: memoryview, begin: int, size: int) -> torch.Tensor:
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise InputFileError(path, "is not a file" if path.exists() else "does not exist")
+        raise InputFileError(
+            path,
+            "is not a file" if path.exists() else "does not exist",
+            cure="Name a file of torch.save or safetensors, or a directory that torch.distributed.checkpoint wrote.",
+        )
     try:
         with warnings.catch_warnings():
             # torch warns of pickles that are not its own, and then refuses them: the refusal is enough.
@@ -123,9 +128,11 @@ def _load(path: Path) -> Any:
             meaning="It was not loaded: to unpickle it could run any code that is in it.",
             cure="Where you trust it, load it yourself and save anew what state_dict() gives.",
         ) from problem
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as problem:
+    except Exception as problem:  # a damaged pickle leads torch's unpickler to any error there is
         raise InputFileError(
-            path, f"is not a file of torch.save, or is damaged ({type(problem).__name__})", cure="Look at --from."
+            path,
+            f"is not a file of torch.save, or is damaged ({type(problem).__name__})",
+            cure="Say what it is: --from safetensors, dcp or torch.",
         ) from problem
 
 

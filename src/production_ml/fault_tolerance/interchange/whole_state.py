@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.core.structured_logging import json_safe
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree
@@ -17,6 +18,8 @@ from production_ml.fault_tolerance.interchange.optimizer_forms import by_name, b
 
 ORIGIN: Final = "production_ml"
 """The key of an export under which an import finds, as JSON, what the other format has no place for."""
+RANK_VALUES: Final = "rank_values"
+"""The key of an export under which is what differs by rank, a list."""
 DCP: Final = "dcp"
 """The key in a manifest's values of a checkpoint that was written through DCP's API."""
 
@@ -31,6 +34,9 @@ def state_by_number(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> 
     Args:
         manifest: The checkpoint.
         tensors: Its tensors by name, or stand-ins for them. Arrays become tensors.
+
+    Raises:
+        CheckpointWriteError: An extra has the name of another part.
     """
     return _whole_state(manifest, tensors, by_number)
 
@@ -57,11 +63,21 @@ def _whole_state(manifest: Manifest, tensors: Mapping[str, torch.Tensor], form: 
         state["optimizer"] = form(values["optimizer"], tensors)
     state |= {"step": manifest.step, "metrics": dict(manifest.metrics)}
     for name, extra in values["extra"].items():
+        _check_extra_name(name)
         is_optimizer = extra["kind"] == "optimizer"
         state[name] = form(extra["value"], tensors) if is_optimizer else decode_tree(extra["value"], tensors)
     if manifest.rank_values:
-        state["rank_values"] = [decode_tree(_arrays_as_tensors(value), tensors) for value in manifest.rank_values]
+        state[RANK_VALUES] = [decode_tree(_arrays_as_tensors(value), tensors) for value in manifest.rank_values]
     return {**state, ORIGIN: json.dumps(_origin(values, manifest))}
+
+
+def _check_extra_name(name: str) -> None:
+    if name in (RANK_VALUES, ORIGIN):
+        raise CheckpointWriteError(
+            f"The extra {name!r} has a name that this format needs for something else.",
+            meaning="One of the two would be lost, so nothing was written.",
+            cure="Export it to safetensors with --with-optimizer, where extras keep their names.",
+        )
 
 
 def _origin(values: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:

@@ -6,8 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from production_ml.cli.checkpoint.arguments import complete_directory, complete_step, parse_best, parse_place
-from production_ml.core.errors import ConfigError
+from production_ml.cli.checkpoint.arguments import (
+    complete_directory,
+    complete_step,
+    open_directory,
+    parse_best,
+    parse_place,
+)
+from production_ml.core.errors import ConfigError, InputFileError
 
 
 def test_the_shell_completes_the_steps_that_are_there(root, tmp_path):
@@ -50,3 +56,9 @@ def test_a_metric_may_say_which_end_is_best(text, metric, mode):
 def test_a_metric_without_a_name_is_bad_input():
     with pytest.raises(ConfigError, match="names no metric"):
         parse_best(":max")
+
+
+def test_a_url_of_a_directory_that_is_not_there_is_bad_input_as_its_path_is(tmp_path):
+    for name in (str(tmp_path / "absent"), f"file://{tmp_path}/absent"):
+        with pytest.raises(InputFileError, match="does not exist"):
+            open_directory(name)

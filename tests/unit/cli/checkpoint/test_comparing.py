@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from production_ml.core.errors import ExitCode, InputFileError
+from production_ml.core.errors import DamagedCheckpointError, ExitCode, InputFileError
 
 
 def test_a_checkpoint_is_the_same_as_itself_by_each_of_its_names(run, root):
@@ -31,3 +31,10 @@ def test_what_differs_is_listed_and_the_exit_code_is_1(run, root):
 def test_a_step_that_is_not_there_is_bad_input(run, root):
     with pytest.raises(InputFileError, match="holds no step 7"):
         run("diff", f"{root}@7", root)
+
+
+def test_the_one_of_two_that_is_damaged_leads_to_the_next_command(run, root):
+    (root / "step-00000300" / "manifest.json").write_text("{}")
+
+    with pytest.raises(DamagedCheckpointError, match=f"checkpoint verify {root} 300\n.*the next one is 200"):
+        run("diff", f"{root}@100", root)

@@ -60,3 +60,11 @@ def test_a_damaged_checkpoint_is_not_exported(run, root, damage, tmp_path):
 def test_arguments_that_make_no_sense_are_bad_input(run, root, arguments, problem):
     with pytest.raises(ConfigError, match=problem):
         run("export", root, *arguments)
+
+
+def test_a_damaged_checkpoint_leads_to_the_next_command_and_to_an_earlier_step(run, root, damage, tmp_path):
+    damage(root, 300)
+    (root / "step-00000200" / "manifest.json").write_text("{}")
+
+    with pytest.raises(DamagedCheckpointError, match=f"checkpoint verify {root} 300\n.*the next one is 100"):
+        run("export", root, tmp_path / "m", "--to", "torch")

@@ -57,3 +57,22 @@ def test_an_empty_directory_is_said_to_be_one(run, tmp_path):
 def test_a_directory_that_is_not_there_is_bad_input(run, tmp_path):
     with pytest.raises(InputFileError, match="does not exist"):
         run("list", tmp_path / "absent")
+
+
+def test_one_that_cannot_be_read_does_not_hide_the_others(run, root):
+    manifest = root / "step-00000200" / "manifest.json"
+    manifest.unlink()
+    manifest.symlink_to(manifest)  # a file that no user may open, root neither
+
+    listed = json.loads(run("list", root, "--json").stdout)
+
+    assert [row["state"] for row in listed] == ["not verified", "unreadable", "not verified"]
+    assert "cannot be read" in listed[1]["problem"]
+
+
+def test_damage_leads_to_the_next_command(run, root):
+    assert "checkpoint verify" not in run("list", root).stdout
+
+    (root / "step-00000200" / "manifest.json").write_text("{}")
+
+    assert f"production-ml checkpoint verify {root}\n" in run("list", root).stdout

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from production_ml.core.errors import DamagedCheckpointError
+
 
 def test_the_newest_is_shown_with_its_values_and_tensors(run, root):
     text = run("show", root).stdout
@@ -31,3 +35,10 @@ def test_a_damaged_shard_does_not_hide_what_the_manifest_says(run, root, shard):
     shard(root, 300).unlink()
 
     assert "model.weight" in run("show", root).stdout
+
+
+def test_a_damaged_manifest_leads_to_the_next_command(run, root):
+    (root / "step-00000100" / "manifest.json").write_text("{}")
+
+    with pytest.raises(DamagedCheckpointError, match=f"sets it aside.*\n.*checkpoint verify {root} 100$"):
+        run("show", root, 100)

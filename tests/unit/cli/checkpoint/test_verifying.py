@@ -86,3 +86,15 @@ def test_a_manifest_that_matches_its_hash_and_makes_no_sense_is_damage_and_no_tr
     assert result.exit_code == ExitCode.DAMAGED
     assert "step 200: DAMAGED" in result.stdout
     assert "makes no sense" in result.stdout
+
+
+def test_after_damage_it_is_said_where_a_training_would_go_on(run, root, damage):
+    damage(root, 300)
+
+    assert "1 of 3 checkpoints damaged." in run("verify", root).stdout
+    assert "goes on from step 200." in run("verify", root).stdout
+
+    damage(root, 100)
+    damage(root, 200)
+
+    assert "would begin at step 0" in run("verify", root).stdout

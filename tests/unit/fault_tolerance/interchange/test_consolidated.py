@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 
 from production_ml.core.errors import CheckpointWriteError, DamagedCheckpointError
+from production_ml.fault_tolerance import CheckpointManager
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.checkpoint_format.directory_save import DirectorySave
 from production_ml.fault_tolerance.interchange.consolidated import write_consolidated
 
@@ -115,3 +117,18 @@ def test_an_export_holds_one_tensor_at_a_time_and_needs_no_torch(cut, tmp_path):
     grown_bytes, has_torch = done.stdout.split()
     assert int(grown_bytes) < 3 * tensor_bytes
     assert has_torch == "False"
+
+
+def test_what_is_no_tensor_is_left_out_only_where_it_has_no_place(tmp_path):
+    class Counting(torch.nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+    with CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(model=Counting(1, 1), step=1)
+    directory = CheckpointDirectory(tmp_path / "checkpoints")
+
+    alone = write_consolidated(directory, 1, tmp_path / "model.safetensors")
+    everything = write_consolidated(directory, 1, tmp_path / "all.safetensors", with_optimizer=True)
+
+    assert (alone.left_out, everything.left_out) == (("_extra_state",), ())

@@ -7,7 +7,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from production_ml.core.errors import CheckpointWriteError, DamagedCheckpointError, InputFileError
+from production_ml.core.errors import CheckpointWriteError, ConfigError, DamagedCheckpointError, InputFileError
 from production_ml.fault_tolerance.interchange.dcp_directory import DcpDirectory, write_dcp_directory
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig
 from production_ml.fault_tolerance.interchange.importing import commit_import, open_source
@@ -74,3 +74,30 @@ def test_a_data_file_that_is_cut_short_is_noticed(tmp_path, cut):
         commit_import(open_source(tmp_path / "dcp", "dcp", ImportConfig()), directory, 2)
 
     assert directory.steps() == [1]
+
+
+def test_a_disk_that_fills_up_within_a_tensor_is_told_as_that(cut, tmp_path, listing, file_size_limit):
+    directory = cut({"w": torch.ones(1 << 20)})
+
+    with file_size_limit(1 << 20), pytest.raises(CheckpointWriteError, match="File too large"):
+        write_dcp_directory(directory, 1, tmp_path / "dcp")
+
+    assert listing(tmp_path) == ["cut"]
+
+
+def test_a_flipped_bit_in_the_bytes_of_a_value_is_bad_input_or_no_matter_and_never_another_error(tmp_path, rng):
+    dcp.save({"model": {"w": torch.ones(2)}, "epoch": 3}, checkpoint_id=tmp_path / "dcp")
+    [file] = (tmp_path / "dcp").glob("*.distcp")
+    whole = file.read_bytes()
+    refused = 0
+
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            DcpDirectory(tmp_path / "dcp").sort(ImportConfig())
+        except (InputFileError, ConfigError, CheckpointWriteError):
+            refused += 1
+
+    assert refused > 0

@@ -85,3 +85,41 @@ def test_the_model_alone_leaves_out_what_could_not_be_saved():
     assert list(sort_state(state, ImportConfig(model_only=True)).tensors) == ["model.w"]
     with pytest.raises(CheckpointWriteError, match=r"extra\.odd"):
         sort_state(state, ImportConfig())
+
+
+def test_a_prefix_is_taken_off_the_optimizer_s_names_too():
+    named = {"state": {0: {"exp_avg": W}}, "param_groups": [{"params": [0], "param_names": ["module.w"]}]}
+    config = ImportConfig(strip_prefix="module.", optimizer_class="Adam")
+
+    found = sort_state({"model": {"module.w": W}, "optimizer": named}, config)
+
+    assert list(found.values["optimizer"]["state"]) == list(found.values["model"]) == ["w"]
+    assert found.values["optimizer"]["groups"][0]["params"] == ["w"]
+
+
+def test_a_prefix_that_would_make_two_names_one_is_refused():
+    with pytest.raises(ConfigError, match="two names would become one"):
+        sort_state({"model": {"module.w": W, "w": W}}, ImportConfig(strip_prefix="module."))
+
+
+def test_two_parts_never_become_one_extra():
+    state = {"net": {"w": W}, "model": "a name", "model_state": "a state"}
+
+    found = sort_state(state, ImportConfig(model_key="net"))
+
+    assert {extra["value"] for extra in found.values["extra"].values()} == {"a name", "a state"}
+
+
+def test_the_note_of_an_optimizer_names_the_extra_that_it_is_in():
+    found = sort_state({"app": {"model": {"w": W}, "optim": NUMBERED}}, ImportConfig())
+
+    assert list(found.values["extra"]) == ["app"]
+    assert "as the extra 'app'" in found.notes[0]
+
+
+@pytest.mark.parametrize("origin", ["{", "3", "{}", '{"optimizer_classes": 3}', '{"extra_kinds": {"x": "optimizer"}}'])
+def test_another_tool_s_word_about_the_origin_does_no_harm(origin):
+    found = sort_state({"model": {"w": W}, "x": NAMED, "production_ml": origin}, ImportConfig())
+
+    assert list(found.values["extra"]) == ["x"]
+    assert found.values["extra"]["x"]["kind"] == "value"

@@ -73,3 +73,17 @@ def test_what_a_checkpoint_cannot_hold_is_named_and_nothing_is_left(tmp_path, li
 def test_a_format_that_is_not_known_is_bad_input(tmp_path):
     with pytest.raises(ConfigError, match="known formats: safetensors, dcp, torch"):
         open_source(tmp_path, "onnx", ImportConfig())
+
+
+def test_a_safetensors_file_is_known_by_what_is_in_it_whatever_its_name(saved, fresh, tmp_path):
+    write_consolidated(saved, 300, tmp_path / "weights")
+
+    found = open_source(tmp_path / "weights", None, ImportConfig()).found
+
+    assert set(found.tensors) == {f"model.{name}" for name in fresh()[0].state_dict()}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_a_file_that_is_not_there_is_bad_input_with_a_cure(tmp_path, kind):
+    with pytest.raises(InputFileError, match=r"does not exist\nName a"):
+        open_source(tmp_path / "absent", kind, ImportConfig())

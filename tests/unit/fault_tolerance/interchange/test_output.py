@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+from pathlib import Path
+
 import pytest
+import torch
 
 from production_ml.core.errors import CheckpointWriteError, InputFileError
-from production_ml.fault_tolerance.interchange.output import durable_directory, durable_file, write_all
+from production_ml.fault_tolerance.interchange.output import (
+    durable_directory,
+    durable_file,
+    what_broke_it_off,
+    write_all,
+)
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -52,3 +63,33 @@ def test_a_place_that_cannot_be_is_bad_input(tmp_path):
         pass
     with pytest.raises(InputFileError, match="exists already"), durable_directory(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("is_overtaken", [False, True], ids=["device", "pipe"])
+def test_a_device_or_pipe_is_never_replaced_by_a_file(tmp_path, is_overtaken):
+    target = Path("/dev/null")
+    if is_overtaken:
+        target = tmp_path / "pipe"
+        os.mkfifo(target)
+
+    with pytest.raises(InputFileError, match="is a device or pipe"), durable_file(target):
+        pass
+
+    assert not target.is_file()
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+def test_what_breaks_a_torch_save_off_comes_out_as_it_is(problem):
+    class Breaking(io.BytesIO):
+        def write(self, data):
+            if len(data) > 1000:
+                raise problem
+            return super().write(data)
+
+    with pytest.raises(type(problem) if isinstance(problem, OSError) else problem), what_broke_it_off():
+        torch.save(torch.ones(1000), Breaking())
+
+
+def test_an_error_that_hides_nothing_comes_out_as_it_is():
+    with pytest.raises(RuntimeError, match="mine"), what_broke_it_off():
+        raise RuntimeError("mine")

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from production_ml.core.errors import DamagedCheckpointError, InputFileError
+from production_ml.core.errors import CheckpointWriteError, ConfigError, DamagedCheckpointError, InputFileError
 from production_ml.fault_tolerance.interchange.foreign_state import ImportConfig
 from production_ml.fault_tolerance.interchange.torch_file import read_torch_file, write_torch_file
 
@@ -70,3 +70,31 @@ def test_a_tensor_alone_is_no_state(tmp_path):
 
     with pytest.raises(InputFileError, match="holds a Tensor, not a state dict"):
         read_torch_file(tmp_path / "one.pt", ImportConfig())
+
+
+def test_a_disk_that_fills_up_within_a_tensor_is_told_as_that(cut, tmp_path, listing, file_size_limit):
+    directory = cut({"w": torch.ones(1 << 20)})
+
+    # The tensor fits in its nameless file; with torch's own headers it does not.
+    with file_size_limit(4 << 20), pytest.raises(CheckpointWriteError, match="File too large"):
+        write_torch_file(directory, 1, tmp_path / "state.pt")
+
+    assert listing(tmp_path) == ["cut"]
+
+
+def test_a_flipped_bit_anywhere_is_bad_input_or_no_matter_and_never_another_error(tmp_path, rng):
+    path = tmp_path / "state.pt"
+    torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    refused = 0
+
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            read_torch_file(path, ImportConfig())
+        except (InputFileError, ConfigError, CheckpointWriteError):
+            refused += 1
+
+    assert refused > len(whole) // 4
