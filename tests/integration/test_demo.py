@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -101,19 +100,22 @@ def test_no_process_is_left(two_demos):
     assert left_after_a_while(two_demos[0]) == []
 
 
-def test_the_commands_that_the_demo_suggests_work(two_demos):
+def test_the_commands_that_the_demo_suggests_work_in_a_shell_without_the_environment(two_demos, monkeypatch):
     directory, outcomes = two_demos
     run_dir = Path(outcomes[-1]["figures"]["run_dir"]).relative_to(directory)
     scripts = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    others = [folder for folder in os.environ["PATH"].split(os.pathsep) if folder != scripts]
+    monkeypatch.setenv("PATH", os.pathsep.join(others))
 
-    change_directory, *commands = next_commands(directory, run_dir)
+    find_commands, change_directory, *commands = next_commands(directory, run_dir)
+
+    assert find_commands == f"export PATH={scripts}:$PATH"
     assert change_directory == f"cd {directory}"
     for command in commands:
-        words = shlex.split(command)
-        if words[0] == "mlflow" or words[1] == "serve":
-            words.append("--help")  # they would run until stopped; their own tests start them
-        done = subprocess.run(words, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+        # These two would run until stopped; their own tests start them.
+        ending = " --help" if command.startswith(("mlflow", "production-ml serve")) else ""
+        script = "\n".join(("set -e", find_commands, change_directory, command + ending))
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 

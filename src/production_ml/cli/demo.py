@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
+import shutil
 import signal
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -101,9 +104,12 @@ def _print_end(console: Console, story: Story, report: Path, seconds: float) -> 
 
 
 def next_commands(workspace: Path, run_dir: Path) -> list[str]:
-    """Commands that work as they stand after a demo."""
+    """Commands that work as they stand after a demo, in a shell that has not activated its environment too."""
+    bin_directory = Path(sys.executable).parent
+    is_found = shutil.which("production-ml") == str(bin_directory / "production-ml")
     return [
-        f"cd {workspace}",
+        *([] if is_found else [f"export PATH={shlex.quote(str(bin_directory))}:$PATH"]),
+        f"cd {shlex.quote(str(workspace))}",
         f"production-ml report {run_dir}",
         f"production-ml checkpoint list {run_dir / 'checkpoints'}",
         "production-ml registry show digits",
