@@ -78,11 +78,21 @@ class CheckpointDirectory:
         return DirectorySave(self.path / f"{_INCOMPLETE}step-{step:08d}-{save_id}")
 
     def begin(self, step: int, save_id: str) -> SaveLock:
-        """Make the place where the ranks write, and hold it as this process's own."""
+        """Make the place where the ranks write, and hold it as this process's own.
+
+        Raises:
+            OSError: The file system does not take it.
+        """
         make_directory_durably(self.path)
         written = self.incomplete(step, save_id).path
         written.mkdir()
-        return SaveLock(written)
+        try:
+            return SaveLock(written)
+        except BaseException:
+            # Without a lock that names its host it would be taken for a save that may be alive, and stay for a day.
+            with contextlib.suppress(OSError):
+                written.rmdir()
+            raise
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first. Says nothing yet about their health."""
