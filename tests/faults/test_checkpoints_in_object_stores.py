@@ -49,7 +49,8 @@ for step in range(1, 1000):
     print(step, flush=True)
     name = save.write_shard(0, memoryview(data), len(data))
     files = {name: FileEntry(size_bytes=len(data), header_hash=hash_bytes(data))}
-    facts = dict(created_at=5.0, world_size=1, metrics={}, values={}, tensors={})
+    values = {"model": {}, "optimizer": None, "extra": {}}
+    facts = dict(created_at=5.0, world_size=1, metrics={}, values=values, tensors={})
     directory.commit(save, Manifest(step=step, save_id=save_id, files=files, **facts))
 """
 
@@ -81,7 +82,8 @@ class Run:
                 for rank, data in enumerate(self.written[step])
             }
             save.write_part(1, b"{}")
-            facts = {"created_at": 5.0, "world_size": 2, "metrics": {}, "values": {}, "tensors": {}}
+            values = {"model": {}, "optimizer": None, "extra": {}}
+            facts = {"created_at": 5.0, "world_size": 2, "metrics": {}, "values": values, "tensors": {}}
             self.directory.commit(save, Manifest(step=step, save_id=save_id, files=files, **facts))
         except BaseException:
             self._abandon(step, save_id)

@@ -272,7 +272,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
     check_tensors(tensors, head.files)
     check_whole(tensors)
-    check_values([document["values"], document["rank_values"]], tensors)
+    check_values(document["values"], document["rank_values"], tensors, world_size=head.world_size)
     return Manifest(
         step=head.step,
         save_id=head.save_id,

@@ -78,6 +78,13 @@ OF_ITS_TENSORS = {
     "a chunk of other dimensions": with_value("tensors", "x", "chunks", 0, "offsets", value=[0, 0]),
     "a shape with a fraction": with_value("tensors", "x", "shape", value=[4.0]),
     "no hashes": lambda document: document["tensors"]["x"]["chunks"][0].pop("hashes") and None,
+    "no model in the state": lambda document: document["values"].pop("model") and None,
+    "no optimizer in the state": lambda document: document["values"].pop("optimizer") and None,
+    "no extras in the state": lambda document: document["values"].pop("extra") and None,
+    "state that is no dict": with_value("values", value=None),
+    "the own state of another number of ranks": with_value("rank_values", value=[{}, {}]),
+    "own states that are no list": with_value("rank_values", value=None),
+    "a rank's own state that names what is not there": with_value("rank_values", value=[{"y": {"$tensor": "y"}}]),
     "state that names what is not there": with_value("values", "model", value={"y": {"$tensor": "y"}}),
 }
 
@@ -116,7 +123,7 @@ def test_a_tensor_larger_than_any_memory_is_refused_before_memory_is_asked_for(d
 
 @pytest.mark.parametrize("depth", [2_000, 100_000])
 def test_state_that_is_nested_without_end_is_damage(document, depth):
-    marked = signed({**document, "values": "HERE"})
+    marked = signed({**document, "values": {**document["values"], "model": "HERE"}})
     data = marked.replace(b'"HERE"', b"[" * depth + b"]" * depth)
     old = json.loads(marked)["hash"].encode()
     blank = data.replace(old, b"", 1)
