@@ -46,8 +46,8 @@ def _place_at(url: str) -> CheckpointPlace:
     parts = urlsplit(url)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-            problem = "is no file URL of this machine: it begins with file:/// and holds neither ? nor #"
-            raise ConfigError("checkpoint_dir", redact_text(url), problem, cure="Give the path itself.")
+            why = "is no file URL of this machine: it begins with file:/// and holds neither ? nor #"
+            raise ConfigError("checkpoint_dir", redact_text(url), why, cure="Give the path itself.")
         return CheckpointDirectory(Path(unquote(parts.path)))
     if (problem := _UNFIT.get(parts.scheme)) is not None:
         cure = "Give a path (one below /dev/shm is in memory), or a URL such as s3://bucket/run."
