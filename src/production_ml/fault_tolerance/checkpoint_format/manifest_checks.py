@@ -16,7 +16,7 @@ from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.element_types import ELEMENT_BYTES, size_bytes
 
 if TYPE_CHECKING:
-    from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry, TensorEntry
+    from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry, TensorEntry
 
 _FILE: Final = re.compile(r"(?:[0-9A-Za-z_-]+/)?rank-\d{5,}\.safetensors", re.ASCII)
 """A shard; in an object store it stands below the id of its save."""
@@ -98,8 +98,37 @@ def check_whole(tensors: Mapping[str, TensorEntry]) -> None:
         ValueError: There is one.
     """
     for name, entry in tensors.items():
-        if sum(math.prod(chunk.shape) for chunk in entry.chunks) != math.prod(entry.shape):
+        # As many elements as the whole has, each within it: where none is there twice, none is missing.
+        if sum(math.prod(chunk.shape) for chunk in entry.chunks) != math.prod(entry.shape) or _overlap(entry.chunks):
             raise ValueError(f"tensor {name!r} is not what its chunks come to")
+
+
+def _overlap(chunks: Sequence[ChunkEntry]) -> bool:
+    """Whether two chunks have an element in common."""
+    if len(chunks) < 2:
+        return False
+    cut = _most_cut(chunks)
+    filled = (chunk for chunk in chunks if 0 not in chunk.shape)
+    open_chunks: list[ChunkEntry] = []
+    for chunk in sorted(filled, key=lambda chunk: chunk.offsets[cut]):
+        # Only those that reach as far as this one along the dimension that is cut into most pieces can meet it.
+        open_chunks = [one for one in open_chunks if one.offsets[cut] + one.shape[cut] > chunk.offsets[cut]]
+        if any(_meet(one, chunk) for one in open_chunks):
+            return True
+        open_chunks.append(chunk)
+    return False
+
+
+def _most_cut(chunks: Sequence[ChunkEntry]) -> int:
+    dimensions = range(len(chunks[0].offsets))
+    return max(dimensions, key=lambda dimension: len({chunk.offsets[dimension] for chunk in chunks}))
+
+
+def _meet(one: ChunkEntry, other: ChunkEntry) -> bool:
+    for a, size_a, b, size_b in zip(one.offsets, one.shape, other.offsets, other.shape, strict=True):
+        if a + size_a <= b or b + size_b <= a:
+            return False
+    return True
 
 
 def check_values(
