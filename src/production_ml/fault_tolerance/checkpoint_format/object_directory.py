@@ -282,7 +282,7 @@ class ObjectCheckpointDirectory:
                     self._delete(save, objects)
         # Few who may write objects may list uploads; a rule of the bucket can clear those as well.
         with contextlib.suppress(PermissionError):
-            self.store.clear_unfinished("", before=SYSTEM_CLOCK.wall_seconds() - SILENCE_SECONDS)
+            self.store.clear_unfinished(before=SYSTEM_CLOCK.wall_seconds() - SILENCE_SECONDS)
 
     def _surely_committed(self, step: int) -> str | None:
         """The save that is the checkpoint of `step`, "" where none is, and None where a damaged manifest hides it."""

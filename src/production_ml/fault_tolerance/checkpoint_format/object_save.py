@@ -36,11 +36,6 @@ class ObjectSave:
         """The folder that no other save writes to."""
         return f"step-{self.step:08d}/{self.save_id}"
 
-    @property
-    def name(self) -> str:
-        """The same, for messages."""
-        return f"{self.store.address}/{self.folder}"
-
     def claim(self) -> SaveClaim:
         """Say that this process makes the save.
 
