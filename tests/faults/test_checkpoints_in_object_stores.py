@@ -55,8 +55,12 @@ for step in range(1, 1000):
 """
 
 
-def store_at(url: str, tries: int = 40) -> S3Store:
-    policy = RetryPolicy(tries=tries, first_pause_seconds=0.05, longest_pause_seconds=0.5, budget_seconds=60.0)
+PATIENT = 1000
+"""So many tries that the time alone counts: a server takes as long to come back as the machine is busy."""
+
+
+def store_at(url: str, tries: int = PATIENT) -> S3Store:
+    policy = RetryPolicy(tries=tries, first_pause_seconds=0.05, longest_pause_seconds=0.5, budget_seconds=180.0)
     return S3Store(url, retry_policy=policy, part_bytes=PART_BYTES)
 
 
@@ -139,7 +143,7 @@ def mortal(tmp_path: Path) -> Iterator[S3Server]:
 
 @pytest.fixture
 def run_at(use_s3: Callable[[str], None], tmp_path: Path, rng: Random) -> Callable[[str], Run]:
-    def make(endpoint: str, tries: int = 40) -> Run:
+    def make(endpoint: str, tries: int = PATIENT) -> Run:
         use_s3(endpoint)
         return Run(ObjectCheckpointDirectory(store_at(f"s3://{BUCKET}/{tmp_path.name}", tries)), rng)
 
