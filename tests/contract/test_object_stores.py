@@ -166,7 +166,7 @@ def test_a_key_that_leaves_the_store_or_has_two_meanings_is_refused(store, key):
 def test_clearing_what_was_begun_takes_no_object_away(store):
     store.put("a", [b"1"])
 
-    store.clear_unfinished("", before=time.time() + 3600)
+    store.clear_unfinished(before=time.time() + 3600)
 
     assert store.get("a") == b"1"
 

@@ -113,7 +113,7 @@ def manifest_of(step: int) -> Manifest:
         created_at=float(step),
         world_size=1,
         metrics={},
-        values={},
+        values={"model": {}, "optimizer": None, "extra": {}},
         files={SHARD: FileEntry(size_bytes=MIB, header_hash="")},
         tensors={},
     )

@@ -49,13 +49,18 @@ for step in range(1, 1000):
     print(step, flush=True)
     name = save.write_shard(0, memoryview(data), len(data))
     files = {name: FileEntry(size_bytes=len(data), header_hash=hash_bytes(data))}
-    facts = dict(created_at=5.0, world_size=1, metrics={}, values={}, tensors={})
+    values = {"model": {}, "optimizer": None, "extra": {}}
+    facts = dict(created_at=5.0, world_size=1, metrics={}, values=values, tensors={})
     directory.commit(save, Manifest(step=step, save_id=save_id, files=files, **facts))
 """
 
 
-def store_at(url: str, tries: int = 40) -> S3Store:
-    policy = RetryPolicy(tries=tries, first_pause_seconds=0.05, longest_pause_seconds=0.5, budget_seconds=60.0)
+PATIENT = 1000
+"""So many tries that the time alone counts: a server takes as long to come back as the machine is busy."""
+
+
+def store_at(url: str, tries: int = PATIENT) -> S3Store:
+    policy = RetryPolicy(tries=tries, first_pause_seconds=0.05, longest_pause_seconds=0.5, budget_seconds=180.0)
     return S3Store(url, retry_policy=policy, part_bytes=PART_BYTES)
 
 
@@ -81,7 +86,8 @@ class Run:
                 for rank, data in enumerate(self.written[step])
             }
             save.write_part(1, b"{}")
-            facts = {"created_at": 5.0, "world_size": 2, "metrics": {}, "values": {}, "tensors": {}}
+            values = {"model": {}, "optimizer": None, "extra": {}}
+            facts = {"created_at": 5.0, "world_size": 2, "metrics": {}, "values": values, "tensors": {}}
             self.directory.commit(save, Manifest(step=step, save_id=save_id, files=files, **facts))
         except BaseException:
             self._abandon(step, save_id)
@@ -137,7 +143,7 @@ def mortal(tmp_path: Path) -> Iterator[S3Server]:
 
 @pytest.fixture
 def run_at(use_s3: Callable[[str], None], tmp_path: Path, rng: Random) -> Callable[[str], Run]:
-    def make(endpoint: str, tries: int = 40) -> Run:
+    def make(endpoint: str, tries: int = PATIENT) -> Run:
         use_s3(endpoint)
         return Run(ObjectCheckpointDirectory(store_at(f"s3://{BUCKET}/{tmp_path.name}", tries)), rng)
 

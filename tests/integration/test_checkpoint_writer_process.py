@@ -31,7 +31,7 @@ contents = ShardContents.of((Holding("x", "x", "F32", (4,), (0,), (4,)),))
 image, writer = ShardImage(), Writer()
 image.resize(contents.layout.size_bytes)
 order = SaveOrder(directory=CheckpointDirectory(Path(sys.argv[1])), step=1, save_id="00ff", rank=0, world_size=2,
-                  metrics={}, values={}, rank_values=None, contents=contents)
+                  metrics={}, values={"model": {}, "optimizer": None, "extra": {}}, rank_values=None, contents=contents)
 if "idle" in sys.argv:
     writer.prepare(image)
 else:

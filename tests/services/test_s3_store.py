@@ -134,8 +134,8 @@ def test_what_a_killed_upload_left_is_cleared_by_age(moto, use_s3, tmp_path):
         store._file_system.call_s3("create_multipart_upload", Bucket=BUCKET, Key=f"{place}/large")
 
     # For moto, every upload began in 2010.
-    assert store.clear_unfinished("", before=1e9) == 0
-    assert store.clear_unfinished("", before=time.time() + 3600) == 1
+    assert store.clear_unfinished(before=1e9) == 0
+    assert store.clear_unfinished(before=time.time() + 3600) == 1
     assert len(unfinished_uploads(store)) == 1
 
 

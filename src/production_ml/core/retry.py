@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, TypeVar
 
 from production_ml.core.clock import SYSTEM_CLOCK, Clock
 from production_ml.core.errors import ConfigError
@@ -17,7 +16,6 @@ from production_ml.core.structured_logging import log_event
 
 _LOG: Final = logging.getLogger(__name__)
 
-Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
@@ -51,8 +49,8 @@ class RetryPolicy:
 class Retry:
     """Calls again what failed for a reason that may pass.
 
-    Use `call`, or the object itself as a decorator. The last error is raised as it is, with a note that says how often
-    and for how long it was tried; whoever has to tell the user knows better what it means.
+    The last error is raised as it is, with a note that says how often and for how long it was tried; whoever has to
+    tell the user knows better what it means.
 
     Args:
         policy: How often, and for how long.
@@ -76,13 +74,6 @@ class Retry:
         self._clock = clock
         self._pause = pause
         self._draw = draw
-
-    def __call__(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        @functools.wraps(function)
-        def retried(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-            return self.call(function.__qualname__, lambda: function(*args, **kwargs))
-
-        return retried
 
     def call(self, what: str, attempt: Callable[[], Result]) -> Result:
         """The result of the first `attempt` that succeeds.

@@ -62,7 +62,7 @@ class ObjectStore(Protocol):
         """Delete them; those that are not there are passed over."""
         ...
 
-    def clear_unfinished(self, folder: str, before: float) -> int:
+    def clear_unfinished(self, before: float) -> int:
         """Drop what killed processes had begun to `put` before that time (wall seconds), and say how many.
 
         No listing shows it, but it takes room and costs money.

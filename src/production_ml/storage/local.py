@@ -73,9 +73,9 @@ class LocalStore:
                 except OSError:
                     break  # it still holds something, or is gone
 
-    def clear_unfinished(self, folder: str, before: float) -> int:
+    def clear_unfinished(self, before: float) -> int:
         cleared = 0
-        for path in self._files(folder):
+        for path in self._files(""):
             with contextlib.suppress(FileNotFoundError):
                 if path.name.startswith(_UNFINISHED) and path.stat().st_mtime < before:
                     path.unlink()

@@ -81,7 +81,7 @@ class FsspecStore:
         for key in keys:
             self._delete(self._path(key))
 
-    def clear_unfinished(self, folder: str, before: float) -> int:  # noqa: ARG002 - nothing to look for
+    def clear_unfinished(self, before: float) -> int:  # noqa: ARG002 - nothing to look for
         """Stores that fsspec reaches drop unfinished uploads themselves (Google's and Azure's after a week)."""
         return 0
 

@@ -118,9 +118,8 @@ class S3Store(FsspecStore):
                 number = errno.EACCES if errors[0].get("Code") == "AccessDenied" else errno.EREMOTEIO
                 raise OSError(number, f"{len(errors)} objects were not deleted, {errors[0].get('Key')}", self.address)
 
-    def clear_unfinished(self, folder: str, before: float) -> int:
-        prefix = "/".join(part for part in (self._prefix, folder) if part)
-        options: dict[str, Any] = {"Prefix": f"{prefix}/" if prefix else ""}
+    def clear_unfinished(self, before: float) -> int:
+        options: dict[str, Any] = {"Prefix": f"{self._prefix}/" if self._prefix else ""}
         cleared = 0
         while True:
             try:

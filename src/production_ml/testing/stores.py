@@ -39,8 +39,8 @@ class StaleListing:
     def delete(self, keys: Iterable[str]) -> None:
         self.store.delete(keys)
 
-    def clear_unfinished(self, folder: str, before: float) -> int:
-        return self.store.clear_unfinished(folder, before)
+    def clear_unfinished(self, before: float) -> int:
+        return self.store.clear_unfinished(before)
 
 
 class FailingStore:
@@ -83,9 +83,9 @@ class FailingStore:
             self._check("delete", key)
         self._store.delete(doomed)
 
-    def clear_unfinished(self, folder: str, before: float) -> int:
-        self._check("clear_unfinished", folder)
-        return self._store.clear_unfinished(folder, before)
+    def clear_unfinished(self, before: float) -> int:
+        self._check("clear_unfinished", "")
+        return self._store.clear_unfinished(before)
 
     def _check(self, verb: str, key: str) -> None:
         if self._fails(verb, key):

@@ -130,22 +130,6 @@ def test_each_retry_is_told_without_secrets(retry_with):
         assert secret not in event.message + event.fields["error"]
 
 
-def test_it_decorates_a_function(retry_with):
-    calls = []
-
-    @retry_with()
-    def add(a, *, b):
-        """Adds."""
-        calls.append((a, b))
-        if len(calls) == 1:
-            raise ConnectionResetError
-        return a + b
-
-    assert add(1, b=2) == 3
-    assert calls == [(1, 2), (1, 2)]
-    assert add.__doc__ == "Adds."
-
-
 @pytest.mark.parametrize("wrong", [{"tries": 0}, {"budget_seconds": -1.0}, {"first_pause_seconds": -0.1}])
 def test_a_policy_that_cannot_work_is_refused(wrong):
     with pytest.raises(ConfigError):

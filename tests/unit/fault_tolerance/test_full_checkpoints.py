@@ -14,6 +14,7 @@ from production_ml.fault_tolerance import CheckpointManager
 from production_ml.fault_tolerance.checkpoint_format.places import open_place
 from production_ml.fault_tolerance.full_checkpoints import FullCheckpoints
 from production_ml.fault_tolerance.saving.writer.client import Writer
+from production_ml.testing.s3_servers import BUCKET
 
 
 def test_weights_that_were_saved_whole_are_opened_by_another_tool(directory, trained, fresh):
@@ -53,13 +54,15 @@ def test_a_full_checkpoint_that_cannot_be_written_is_told_and_the_save_stands(di
 
 
 def test_an_object_store_is_refused_with_the_way_out():
-    refusal = FullCheckpoints(open_place("memory://bucket/run")).want(True, 1)
+    refusal = FullCheckpoints(open_place("s3://bucket/run")).want(True, 1)
 
-    assert "production-ml checkpoint export memory://" in str(refusal)
+    assert "production-ml checkpoint export s3://" in str(refusal)
 
 
-def test_in_an_object_store_an_epochs_end_is_an_ordinary_step(trained):
-    with CheckpointManager("memory://full-checkpoints/run", save_every=2, save_best=False) as manager:
+@pytest.mark.services
+def test_in_an_object_store_an_epochs_end_is_an_ordinary_step(trained, moto, use_s3):
+    use_s3(moto.url)
+    with CheckpointManager(f"s3://{BUCKET}/full-checkpoints", save_every=2, save_best=False) as manager:
         due = [manager.save_if_due(model=trained[0], step=step, epoch_ended=step) for step in (1, 2, 3)]
 
     assert due == [False, True, False]
@@ -67,8 +70,8 @@ def test_in_an_object_store_an_epochs_end_is_an_ordinary_step(trained):
 
 def test_an_object_store_refuses_full_checkpoints_when_the_manager_is_made():
     with pytest.raises(ConfigError, match=r"full_every.*object store"):
-        CheckpointManager("memory://full-checkpoints/run", full_every=1)
-    CheckpointManager("memory://full-checkpoints/run", full_every=0).close()
+        CheckpointManager("s3://bucket/full-checkpoints", full_every=1)
+    CheckpointManager("s3://bucket/full-checkpoints", full_every=0).close()
 
 
 def test_full_checkpoints_are_switched_off_with_0(directory, trained):

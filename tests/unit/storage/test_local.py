@@ -31,8 +31,8 @@ def test_what_a_killed_process_began_is_no_object_and_is_cleared_by_age(store, t
     os.utime(begun, (1000.0, 1000.0))
 
     assert [found.key for found in store.listing()] == ["folder/a"]
-    assert store.clear_unfinished("", before=999.0) == 0
-    assert store.clear_unfinished("", before=1001.0) == 1
+    assert store.clear_unfinished(before=999.0) == 0
+    assert store.clear_unfinished(before=1001.0) == 1
     assert not begun.exists()
 
 

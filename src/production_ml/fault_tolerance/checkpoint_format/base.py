@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from production_ml.fault_tolerance.checkpoint_format.byte_source import ByteSource
-from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
+from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, ManifestSummary
 from production_ml.fault_tolerance.checkpoint_format.misnamed import Misnamed
 
 
@@ -20,6 +20,11 @@ class CheckpointInfo:
     metrics: Mapping[str, float]
     created_at: float
     size_bytes: int = 0
+
+    @classmethod
+    def of(cls, summary: ManifestSummary) -> CheckpointInfo:
+        """What the manifest says."""
+        return cls(summary.step, summary.metrics, summary.created_at, summary.size_bytes)
 
 
 class Claim(Protocol):

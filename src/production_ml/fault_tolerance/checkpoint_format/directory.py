@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,20 +46,12 @@ _ManifestKey = tuple[int, int, int]
 """A step with the inode and the time of its manifest: another save of the step has another key."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What is remembered of a manifest."""
-
-    info: CheckpointInfo
-    size_bytes_by_file: Mapping[str, int]
-
-
 class CheckpointDirectory:
     """A directory of checkpoints. `step-00000300/` is committed; what begins with a dot is not, yet or any more."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[_ManifestKey, _Known] = {}
+        self._known: dict[_ManifestKey, ManifestSummary] = {}
         self._put_back: set[int] = set()
         """Steps whose names this process mended: a person should see them before they go."""
 
@@ -78,11 +69,21 @@ class CheckpointDirectory:
         return DirectorySave(self.path / f"{_INCOMPLETE}step-{step:08d}-{save_id}")
 
     def begin(self, step: int, save_id: str) -> SaveLock:
-        """Make the place where the ranks write, and hold it as this process's own."""
+        """Make the place where the ranks write, and hold it as this process's own.
+
+        Raises:
+            OSError: The file system does not take it.
+        """
         make_directory_durably(self.path)
         written = self.incomplete(step, save_id).path
         written.mkdir()
-        return SaveLock(written)
+        try:
+            return SaveLock(written)
+        except BaseException:
+            # Without a lock that names its host it would be taken for a save that may be alive, and stay for a day.
+            with contextlib.suppress(OSError):
+                written.rmdir()
+            raise
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first. Says nothing yet about their health."""
@@ -110,15 +111,15 @@ class CheckpointDirectory:
 
     def infos(self) -> list[CheckpointInfo]:
         """The checkpoints whose manifests are sound, oldest first. Each manifest is read once and then remembered."""
-        known: dict[_ManifestKey, _Known] = {}
+        known: dict[_ManifestKey, ManifestSummary] = {}
         for step in self.steps():
             try:
                 key = self._manifest_key(step)
-                known[key] = self._known.get(key) or _known(self._summary(step))
+                known[key] = self._known.get(key) or self._summary(step)
             except (CheckpointError, OSError):
                 continue
         self._known = known
-        return [checkpoint.info for checkpoint in known.values()]
+        return [CheckpointInfo.of(summary) for summary in known.values()]
 
     def is_whole(self, step: int) -> bool:
         """Whether the checkpoint of `step` has a sound manifest, and each file that it names at its size.
@@ -126,9 +127,9 @@ class CheckpointDirectory:
         It reads no tensor: what it finds whole may still have a flipped bit, which only `verify_checkpoint` finds.
         """
         try:
-            known = self._known.get(self._manifest_key(step)) or _known(self._summary(step))
+            files = (self._known.get(self._manifest_key(step)) or self._summary(step)).files
             path = self.committed(step)
-            return all((path / name).stat().st_size == size for name, size in known.size_bytes_by_file.items())
+            return all((path / name).stat().st_size == entry.size_bytes for name, entry in files.items())
         except (CheckpointError, OSError):
             return False
 
@@ -269,8 +270,3 @@ class CheckpointDirectory:
 
 def _original(replaced: Path) -> Path:
     return replaced.with_name(replaced.name.removeprefix(_REPLACED).rpartition("-")[0])
-
-
-def _known(manifest: ManifestSummary) -> _Known:
-    info = CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
-    return _Known(info, {name: entry.size_bytes for name, entry in manifest.files.items()})

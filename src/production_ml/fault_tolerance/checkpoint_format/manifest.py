@@ -30,7 +30,8 @@ _NO_HASH: Final = b'"hash": ""'
 _HASH: Final = re.compile(rb'"hash": "([0-9a-f]{32})"')
 _SAVE_ID: Final = re.compile(rb'"save_id": "([0-9a-f]+)"')
 _STEP: Final = re.compile(rb'"step": (\d+)')
-_HEAD_BYTES: Final = 256
+HEAD_BYTES: Final = 256
+"""So many bytes from the begin of a manifest hold its hash, the id of its save and its step."""
 _VALUES: Final = b', "values": '
 _GONE_OR_BROKEN: Final = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.EUCLEAN}
 
@@ -195,9 +196,14 @@ def read_save_id(path: Path) -> str | None:
     """The id of the save that wrote the manifest at `path`, by a look at its head; None where there is none."""
     try:
         with open(open_regular(path), "rb") as file:
-            found = _SAVE_ID.search(file.read(_HEAD_BYTES))
+            return save_id_in(file.read(HEAD_BYTES))
     except OSError:
         return None
+
+
+def save_id_in(head: bytes | None) -> str | None:
+    """The id of the save that wrote the manifest that begins so; None where it is not to be found, or none is given."""
+    found = _SAVE_ID.search(head or b"")
     return found[1].decode() if found else None
 
 
@@ -205,7 +211,7 @@ def read_step(path: Path) -> int | None:
     """The step that the manifest at `path` is of, by a look at its head; None where there is none."""
     try:
         with open(open_regular(path), "rb") as file:
-            found = _STEP.search(file.read(_HEAD_BYTES))
+            found = _STEP.search(file.read(HEAD_BYTES))
     except OSError:
         return None
     return int(found[1]) if found else None
@@ -230,7 +236,7 @@ def _verified(data: bytes, name: str, step: int) -> None:
     The hash is taken over the raw bytes: parsed JSON would let a flipped bit pass where the meaning is the same
     (1e-05 and 1E-05 differ in one).
     """
-    marked = _HASH.search(data, 0, _HEAD_BYTES)
+    marked = _HASH.search(data, 0, HEAD_BYTES)
     if marked is None:
         raise DamagedCheckpointError(name, "is not a manifest: its head is damaged", step=step)
     begin, end = marked.span(1)
@@ -272,7 +278,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     tensors = {name: tensor_entry(entry) for name, entry in document["tensors"].items()}
     check_tensors(tensors, head.files)
     check_whole(tensors)
-    check_values([document["values"], document["rank_values"]], tensors)
+    check_values(document["values"], document["rank_values"], tensors, world_size=head.world_size)
     return Manifest(
         step=head.step,
         save_id=head.save_id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,10 +16,12 @@ from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.checkpoint_format.element_types import ELEMENT_BYTES, size_bytes
 
 if TYPE_CHECKING:
-    from production_ml.fault_tolerance.checkpoint_format.manifest import FileEntry, TensorEntry
+    from production_ml.fault_tolerance.checkpoint_format.manifest import ChunkEntry, FileEntry, TensorEntry
 
 _FILE: Final = re.compile(r"(?:[0-9A-Za-z_-]+/)?rank-\d{5,}\.safetensors", re.ASCII)
 """A shard; in an object store it stands below the id of its save."""
+_PARTS: Final = ("model", "optimizer", "extra")
+"""What the state of every checkpoint has, whoever wrote it."""
 _END_OF_TIME: Final = 253_402_300_800
 """The year 10000, in wall seconds: later moments cannot be shown."""
 _NOT_AS_DESCRIBED: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -96,26 +98,67 @@ def check_whole(tensors: Mapping[str, TensorEntry]) -> None:
         ValueError: There is one.
     """
     for name, entry in tensors.items():
-        if sum(math.prod(chunk.shape) for chunk in entry.chunks) != math.prod(entry.shape):
+        # As many elements as the whole has, each within it: where none is there twice, none is missing.
+        if sum(math.prod(chunk.shape) for chunk in entry.chunks) != math.prod(entry.shape) or _overlap(entry.chunks):
             raise ValueError(f"tensor {name!r} is not what its chunks come to")
 
 
-def check_values(values: Any, tensors: Mapping[str, TensorEntry]) -> None:
-    """Refuse state that names tensors which are not there.
+def _overlap(chunks: Sequence[ChunkEntry]) -> bool:
+    """Whether two chunks have an element in common."""
+    if len(chunks) < 2:
+        return False
+    cut = _most_cut(chunks)
+    filled = (chunk for chunk in chunks if 0 not in chunk.shape)
+    open_chunks: list[ChunkEntry] = []
+    for chunk in sorted(filled, key=lambda chunk: chunk.offsets[cut]):
+        # Only those that reach as far as this one along the dimension that is cut into most pieces can meet it.
+        open_chunks = [one for one in open_chunks if one.offsets[cut] + one.shape[cut] > chunk.offsets[cut]]
+        if any(_meet(one, chunk) for one in open_chunks):
+            return True
+        open_chunks.append(chunk)
+    return False
+
+
+def _most_cut(chunks: Sequence[ChunkEntry]) -> int:
+    dimensions = range(len(chunks[0].offsets))
+    return max(dimensions, key=lambda dimension: len({chunk.offsets[dimension] for chunk in chunks}))
+
+
+def _meet(one: ChunkEntry, other: ChunkEntry) -> bool:
+    for a, size_a, b, size_b in zip(one.offsets, one.shape, other.offsets, other.shape, strict=True):
+        if a + size_a <= b or b + size_b <= a:
+            return False
+    return True
+
+
+def check_values(
+    values: Any, rank_values: Sequence[Any], tensors: Mapping[str, TensorEntry], *, world_size: int
+) -> None:
+    """Refuse state that lacks what every save writes, or that names tensors which are not there.
 
     Raises:
         ValueError: It does.
+        TypeError: It is of another kind.
         RecursionError: It is nested deeper than it can be walked.
     """
-    children: Any = values if isinstance(values, list) else ()
-    if isinstance(values, dict):
-        mark = next(iter(values), None)
-        if len(values) == 1 and mark in ("$tensor", "$array") and values[mark] not in tensors:
-            raise ValueError(f"the state names a tensor {values[mark]!r}, which is not there")
-        children = values.values()
+    for part in _PARTS:
+        if part not in values:
+            raise ValueError(f"the state has no {part!r}")
+    if len(rank_values) not in (0, world_size):
+        raise ValueError(f"{len(rank_values)} of {world_size} ranks have a state of their own")
+    _check_names([values, *rank_values], tensors)
+
+
+def _check_names(encoded: list[Any] | dict[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
+    children: Iterable[Any] = encoded
+    if isinstance(encoded, dict):
+        mark = next(iter(encoded), None)
+        if len(encoded) == 1 and mark in ("$tensor", "$array") and encoded[mark] not in tensors:
+            raise ValueError(f"the state names a tensor {encoded[mark]!r}, which is not there")
+        children = encoded.values()
     for child in children:
         if isinstance(child, list | dict):
-            check_values(child, tensors)
+            _check_names(child, tensors)
 
 
 def _are_counts(numbers: tuple[Any, ...]) -> bool:

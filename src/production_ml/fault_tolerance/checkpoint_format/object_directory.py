@@ -20,7 +20,6 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from production_ml.core.clock import SYSTEM_CLOCK, iso_utc
@@ -30,12 +29,15 @@ from production_ml.fault_tolerance.checkpoint_format.base import CheckpointInfo
 from production_ml.fault_tolerance.checkpoint_format.directory import QUARANTINE
 from production_ml.fault_tolerance.checkpoint_format.latest_commits import LatestCommits
 from production_ml.fault_tolerance.checkpoint_format.manifest import (
+    HEAD_BYTES,
     MANIFEST_FILE,
+    FileEntry,
     Manifest,
     ManifestSummary,
     decode_manifest,
     decode_summary,
     encode_manifest,
+    save_id_in,
 )
 from production_ml.fault_tolerance.checkpoint_format.misnamed import Misnamed
 from production_ml.fault_tolerance.checkpoint_format.object_save import OWNER, PART, ObjectSave, SaveClaim
@@ -48,20 +50,10 @@ _LOG: Final = logging.getLogger(__name__)
 _KEPT_AS_EVIDENCE: Final = "quarantined.json"
 _MANIFEST: Final = re.compile(r"step-(\d{8,})/manifest\.json")
 _OF_SAVE: Final = re.compile(r"step-(\d{8,})/([^/]+)/(.+)")
-_SAVE_ID: Final = re.compile(rb'"save_id": "([0-9a-f]+)"')
-_HEAD_BYTES: Final = 256
 _PARALLEL: Final = 16
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What is remembered of a manifest, which may be large."""
-
-    info: CheckpointInfo
-    size_bytes_by_file: Mapping[str, int]
 
 
 class ObjectCheckpointDirectory:
@@ -77,7 +69,7 @@ class ObjectCheckpointDirectory:
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self._latest = LatestCommits(store)
-        self._known: dict[tuple[int, str], _Known] = {}
+        self._known: dict[tuple[int, str], ManifestSummary] = {}
 
     @property
     def url(self) -> str:
@@ -147,12 +139,12 @@ class ObjectCheckpointDirectory:
         Raises:
             OSError: The store does not answer.
         """
-        known: dict[tuple[int, str], _Known] = {}
+        known: dict[tuple[int, str], ManifestSummary] = {}
         for step, identity in sorted(self._identities().items()):
             with contextlib.suppress(CheckpointError):
-                known[step, identity] = self._known.get((step, identity)) or _known(self._summary(step))
+                known[step, identity] = self._known.get((step, identity)) or self._summary(step)
         self._known = known
-        return [checkpoint.info for checkpoint in known.values()]
+        return [CheckpointInfo.of(summary) for summary in known.values()]
 
     def is_whole(self, step: int) -> bool:
         """Whether the checkpoint of `step` has a sound manifest, and each file that it names at its size.
@@ -160,8 +152,8 @@ class ObjectCheckpointDirectory:
         It reads no tensor: what it finds whole may still have a flipped bit, which only `verify_checkpoint` finds.
         """
         try:
-            known = self._known.get((step, self._identity(step) or "")) or _known(self._summary(step))
-            return not self._unlike(step, known.size_bytes_by_file)
+            summary = self._known.get((step, self._identity(step) or "")) or self._summary(step)
+            return not self._unlike(step, summary.files)
         except (CheckpointError, OSError):
             return False
 
@@ -191,7 +183,7 @@ class ObjectCheckpointDirectory:
         """
         folder = _folder(manifest.step)
         self._check_shards(manifest)
-        replaced = _save_id(self._head(manifest.step))
+        replaced = save_id_in(self._head(manifest.step))
         self.store.put(f"{folder}/{MANIFEST_FILE}", [encode_manifest(manifest)])
         # It is committed. What follows is order in the house, and may fail: another start will do it.
         try:
@@ -234,7 +226,7 @@ class ObjectCheckpointDirectory:
         Raises:
             OSError: The store does not answer.
         """
-        save_id = _save_id(self._head(step))
+        save_id = save_id_in(self._head(step))
         self.store.delete([_manifest_key(step)])
         if save_id is not None:
             self._delete_save(self.incomplete(step, save_id))
@@ -247,7 +239,7 @@ class ObjectCheckpointDirectory:
             OSError: The store does not answer. What is left is no checkpoint, or a whole one.
         """
         # The answer to the commit may have been lost, and not the commit.
-        if _save_id(self._head(written.step)) == written.save_id:
+        if save_id_in(self._head(written.step)) == written.save_id:
             self.store.delete([_manifest_key(written.step)])
         self._delete_save(written)
 
@@ -257,7 +249,7 @@ class ObjectCheckpointDirectory:
         Raises:
             OSError: The store does not answer.
         """
-        return _save_id(self._head(written.step)) == written.save_id
+        return save_id_in(self._head(written.step)) == written.save_id
 
     def saves_under_way(self) -> list[ObjectSave]:
         """Where ranks write just now, as far as this host can tell: a save may outlive who asked for it."""
@@ -290,7 +282,7 @@ class ObjectCheckpointDirectory:
                     self._delete(save, objects)
         # Few who may write objects may list uploads; a rule of the bucket can clear those as well.
         with contextlib.suppress(PermissionError):
-            self.store.clear_unfinished("", before=SYSTEM_CLOCK.wall_seconds() - SILENCE_SECONDS)
+            self.store.clear_unfinished(before=SYSTEM_CLOCK.wall_seconds() - SILENCE_SECONDS)
 
     def _surely_committed(self, step: int) -> str | None:
         """The save that is the checkpoint of `step`, "" where none is, and None where a damaged manifest hides it."""
@@ -303,21 +295,20 @@ class ObjectCheckpointDirectory:
 
     def _check_shards(self, manifest: Manifest) -> None:
         """Another start may have taken this save for dead: no manifest may name shards that are not there."""
-        sizes = _known(manifest).size_bytes_by_file
-        for file, size_bytes in self._unlike(manifest.step, sizes).items():
+        for file, size_bytes in self._unlike(manifest.step, manifest.files).items():
             found = "is gone" if size_bytes is None else f"has {size_bytes:,} bytes"
             raise CheckpointWriteError(
                 f"The checkpoint of step {manifest.step} was given up: {self.committed(manifest.step)}/{file} {found}, "
-                f"though {sizes[file]:,} were written.",
+                f"though {manifest.files[file].size_bytes:,} were written.",
                 meaning="Training can go on; the newest committed checkpoint is unchanged.",
                 cure="Look whether another run saves to the same place, or a rule of the bucket deletes objects.",
             )
 
-    def _unlike(self, step: int, sizes: Mapping[str, int]) -> dict[str, int | None]:
-        """The sizes of the shards that have another than in `sizes`, None for those that are gone."""
-        files = sorted(sizes)
-        found = _in_parallel(lambda file: _size(self.store, f"{_folder(step)}/{file}"), files)
-        return {file: size for file, size in zip(files, found, strict=True) if size != sizes[file]}
+    def _unlike(self, step: int, files: Mapping[str, FileEntry]) -> dict[str, int | None]:
+        """The sizes of the shards that have another than `files` says, None for those that are gone."""
+        names = sorted(files)
+        found = _in_parallel(lambda name: _size(self.store, f"{_folder(step)}/{name}"), names)
+        return {name: size for name, size in zip(names, found, strict=True) if size != files[name].size_bytes}
 
     def _identities(self) -> dict[int, str]:
         """The committed steps, each with what tells it from another that takes its name later."""
@@ -332,7 +323,7 @@ class ObjectCheckpointDirectory:
     def _head(self, step: int) -> bytes | None:
         """The begin of the manifest, which holds its hash and its save's id; None where there is no manifest."""
         try:
-            return self.store.get(_manifest_key(step), 0, _HEAD_BYTES)
+            return self.store.get(_manifest_key(step), 0, HEAD_BYTES)
         except FileNotFoundError:
             return None
 
@@ -362,11 +353,6 @@ def _manifest_key(step: int) -> str:
     return f"{_folder(step)}/{MANIFEST_FILE}"
 
 
-def _save_id(head: bytes | None) -> str | None:
-    found = _SAVE_ID.search(head or b"")
-    return found[1].decode() if found else None
-
-
 def _size(store: ObjectStore, key: str) -> int | None:
     try:
         return store.size(key)
@@ -379,8 +365,3 @@ def _in_parallel(ask: Callable[[Item], Result], items: Sequence[Item]) -> list[R
         return [ask(item) for item in items]
     with ThreadPoolExecutor(min(_PARALLEL, len(items)), thread_name_prefix="store") as pool:
         return list(pool.map(ask, items))
-
-
-def _known(manifest: Manifest | ManifestSummary) -> _Known:
-    info = CheckpointInfo(manifest.step, manifest.metrics, manifest.created_at, manifest.size_bytes)
-    return _Known(info, {name: entry.size_bytes for name, entry in manifest.files.items()})

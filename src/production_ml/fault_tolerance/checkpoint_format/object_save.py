@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from production_ml.core.clock import SYSTEM_CLOCK
+from production_ml.fault_tolerance.checkpoint_format.directory_save import shard_name
 from production_ml.fault_tolerance.checkpoint_format.save_lock import SILENCE_SECONDS
 from production_ml.storage.base import ObjectStore, StoredObject
 
 OWNER: Final = "owner.json"
 PART: Final = "part-{:05d}.json"
-SHARD: Final = "rank-{:05d}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,6 @@ class ObjectSave:
     def folder(self) -> str:
         """The folder that no other save writes to."""
         return f"step-{self.step:08d}/{self.save_id}"
-
-    @property
-    def name(self) -> str:
-        """The same, for messages."""
-        return f"{self.store.address}/{self.folder}"
 
     def claim(self) -> SaveClaim:
         """Say that this process makes the save.
@@ -59,7 +54,7 @@ class ObjectSave:
         if rank == 0:
             # The process that writes may be another than the one that began, and outlive it.
             self.claim()
-        name = SHARD.format(rank)
+        name = shard_name(rank)
         self.store.put(f"{self.folder}/{name}", [image[:size_bytes]])
         return f"{self.save_id}/{name}"
 
@@ -89,7 +84,7 @@ class ObjectSave:
         Raises:
             OSError: The store does not answer.
         """
-        self.store.delete([f"{self.folder}/{SHARD.format(rank)}"])
+        self.store.delete([f"{self.folder}/{shard_name(rank)}"])
 
     def is_claimed(self) -> bool:
         """Whether rank 0 goes on with it; not any more once it is committed or given up.

@@ -16,8 +16,13 @@ BLOCK_BYTES: Final = 8 << 20
 _PARALLEL: Final = 4
 _AHEAD: Final = 4
 """Blocks fetched beyond the one that a reader who reads on and on waits for: one stream alone fills no network."""
-_KEPT: Final = 12
-"""Blocks in memory, which is 96 MiB for each shard that is open."""
+_KEPT: Final = 24
+"""Blocks in memory for all shards that are open, 192 MiB: a load on one rank may open hundreds. Eight threads that read
+on, each in a tensor's block of 16 MiB, are amid 16 of them at once; with 12, half of all were fetched twice."""
+
+_lock: Final = threading.Lock()
+_blocks: Final[OrderedDict[tuple[ObjectSource, int], Future[bytes]]] = OrderedDict()
+"""What was asked for last stands last."""
 
 
 class ObjectSource:
@@ -47,8 +52,6 @@ class ObjectSource:
         except OSError as problem:
             raise unreadable_object(self.name, problem, step=step) from problem
         self._pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="shard-fetch")
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
         self._expected = 0
         """The block that comes next where one reads on and on."""
 
@@ -80,7 +83,9 @@ class ObjectSource:
     def close(self) -> None:
         """Fetch no more, and let go of the memory."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._blocks.clear()
+        with _lock:
+            for place in [place for place in _blocks if place[0] is self]:
+                del _blocks[place]
 
     def _fetched(self, index: int, last: int) -> bytes:
         reads_on = index in (self._expected, self._expected - 1)
@@ -94,17 +99,17 @@ class ObjectSource:
 
     def _fetch(self, first: int, beyond: int) -> Future[bytes]:
         """Have the blocks fetched that are not here; gives the first."""
-        with self._lock:
+        with _lock:
             for index in range(first, min(beyond, first + _KEPT, -(-self.size_bytes // self._block_bytes))):
-                known = self._blocks.get(index)
+                known = _blocks.get((self, index))
                 # What failed when it was fetched ahead is no answer to one who asks now.
                 if known is None or (known.done() and known.exception() is not None):
-                    self._blocks[index] = self._pool.submit(self._get, index)
-                self._blocks.move_to_end(index)
-            block = self._blocks[first]
-            while len(self._blocks) > _KEPT:
+                    _blocks[self, index] = self._pool.submit(self._get, index)
+                _blocks.move_to_end((self, index))
+            block = _blocks[self, first]
+            while len(_blocks) > _KEPT:
                 # Not cancelled: another thread may wait for it.
-                self._blocks.popitem(last=False)
+                _blocks.popitem(last=False)
         return block
 
     def _get(self, index: int) -> bytes:

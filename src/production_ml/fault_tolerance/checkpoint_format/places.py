@@ -13,7 +13,12 @@ from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.storage.stores import is_store_url, open_store
 
-_ONLY_READ: Final = frozenset({"http", "https", "ftp", "ftps"})
+_UNFIT: Final = {
+    **dict.fromkeys(("http", "https", "ftp", "ftps"), "cannot keep checkpoints"),
+    # fsspec's memory is that of one process: another one writes the checkpoints, and the next start is a third.
+    "memory": "is this process's own memory, and ends with it",
+}
+"""What is wrong with URLs of that scheme."""
 
 
 def open_place(name: str | os.PathLike[str]) -> CheckpointPlace:
@@ -26,16 +31,7 @@ def open_place(name: str | os.PathLike[str]) -> CheckpointPlace:
         MissingDependencyError: The package for such a store is not installed.
     """
     if isinstance(name, str) and is_store_url(name):
-        parts = urlsplit(name)
-        if parts.scheme == "file":
-            return CheckpointDirectory(Path(unquote(parts.path)))
-        if parts.scheme.lower() in _ONLY_READ:
-            cure = "Give a path, or a URL such as s3://bucket/run."
-            raise ConfigError("checkpoint_dir", redact_text(name), "cannot keep checkpoints", cure=cure)
-        # Late: the package of a store brings hundreds of others.
-        from production_ml.fault_tolerance.checkpoint_format.object_directory import ObjectCheckpointDirectory
-
-        return ObjectCheckpointDirectory(open_store(name))
+        return _place_at(name)
     if name == "":
         raise ConfigError("checkpoint_dir", name, "is empty", cure='Give a path; "." is the working directory.')
     try:
@@ -44,3 +40,19 @@ def open_place(name: str | os.PathLike[str]) -> CheckpointPlace:
         return CheckpointDirectory(path.expanduser() if path.parts[:1] == ("~",) else path)
     except TypeError:
         raise ConfigError("checkpoint_dir", name, "must be a path, or the URL of an object store") from None
+
+
+def _place_at(url: str) -> CheckpointPlace:
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+            why = "is no file URL of this machine: it begins with file:/// and holds neither ? nor #"
+            raise ConfigError("checkpoint_dir", redact_text(url), why, cure="Give the path itself.")
+        return CheckpointDirectory(Path(unquote(parts.path)))
+    if (problem := _UNFIT.get(parts.scheme)) is not None:
+        cure = "Give a path (one below /dev/shm is in memory), or a URL such as s3://bucket/run."
+        raise ConfigError("checkpoint_dir", redact_text(url), problem, cure=cure)
+    # Late: the package of a store brings hundreds of others.
+    from production_ml.fault_tolerance.checkpoint_format.object_directory import ObjectCheckpointDirectory
+
+    return ObjectCheckpointDirectory(open_store(url))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from production_ml.fault_tolerance.checkpoint_format.manifest import MANIFEST_FILE
+from production_ml.fault_tolerance.checkpoint_format.regular_file import open_regular
 
 _TRIES: Final = 3
 """A name that was taken over by a newer save each time we looked is not looked at for ever."""
@@ -66,7 +67,7 @@ def is_being_read(checkpoint: Path) -> bool:
 def _leased(manifest: Path) -> int | None:
     for _ in range(_TRIES):
         try:
-            descriptor = os.open(manifest, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(manifest)
         except OSError:
             return None
         if _lock(descriptor, fcntl.LOCK_SH) and _is_still(manifest, descriptor):

@@ -34,8 +34,9 @@ def write_shard_file(path: Path, image: memoryview, size_bytes: int) -> None:
                 if not is_direct or problem.errno not in _NO_DIRECT:
                     raise
                 # The file system opened it for direct I/O, but wants another alignment.
+                buffered = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
                 os.close(descriptor)
-                descriptor, is_direct = os.open(path, os.O_WRONLY | os.O_CLOEXEC), False
+                descriptor, is_direct = buffered, False
         if is_direct:
             os.ftruncate(descriptor, size_bytes)
         os.fsync(descriptor)

@@ -112,7 +112,7 @@ def assemble(records: Sequence[CopyRecord]) -> Manifest:
     except CheckpointWriteError as problem:
         raise DamagedCheckpointError(copy_name(first.step), problem.what, step=first.step) from problem
     with understanding(copy_name(first.step), "the records of the copies", step=first.step):
-        check_values([first.values, *whole.rank_values], whole.tensors)
+        check_values(first.values, whole.rank_values, whole.tensors, world_size=first.world_size)
     return _manifest(first, whole)
 
 

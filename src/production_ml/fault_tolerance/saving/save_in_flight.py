@@ -15,7 +15,7 @@ from production_ml.fault_tolerance.saving.commit import give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, Verdict
 from production_ml.fault_tolerance.saving.free_space import full_disk_error
 from production_ml.fault_tolerance.saving.image import ShardImage
-from production_ml.fault_tolerance.saving.order import UNCHANGED
+from production_ml.fault_tolerance.saving.order import UNCHANGED, write_error
 from production_ml.fault_tolerance.saving.patience import FAREWELL_SECONDS
 from production_ml.fault_tolerance.saving.writer.client import NoKeeperError, Writer
 
@@ -122,17 +122,26 @@ class SaveInFlight:
 
     def _write(self) -> int:
         order, needed_bytes = self._draft.order, self._draft.order.contents.layout.size_bytes
-        lock = self._draft.lock
+        is_first = True
         while True:
             try:
-                return self._write_once(lock)
+                return self._write_once(self._draft.lock if is_first else self._claim_anew())
             except CheckpointWriteError as error:
                 pause = self._disk_pause if order.on_disk else None
                 verdict = pause and pause.failed(error, step=order.step, needed_bytes=needed_bytes)
                 # Other ranks have heard that it failed; alone, the image is still here, and is written again.
                 if verdict is not Verdict.RETRY or order.world_size > 1:
                     raise
-            lock = order.directory.begin(order.step, order.save_id)
+            is_first = False
+
+    def _claim_anew(self) -> Claim:
+        order = self._draft.order
+        try:
+            return order.directory.begin(order.step, order.save_id)
+        except OSError as problem:
+            # The room that was made may be gone again: a full disk is one wherever it is met.
+            what = f"The checkpoint of step {order.step} could not be written to {order.directory.url}"
+            raise write_error(what, problem) from problem
 
     def _write_once(self, lock: Claim | None) -> int:
         try:

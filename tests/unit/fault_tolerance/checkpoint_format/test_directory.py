@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -18,7 +19,14 @@ from production_ml.fault_tolerance.checkpoint_format.read_lease import read_leas
 
 def manifest_of(step: int, save_id: str = "a1") -> Manifest:
     return Manifest(
-        step=step, save_id=save_id, created_at=5.0, world_size=1, metrics={}, values={}, files={}, tensors={}
+        step=step,
+        save_id=save_id,
+        created_at=5.0,
+        world_size=1,
+        metrics={},
+        values={"model": {}, "optimizer": None, "extra": {}},
+        files={},
+        tensors={},
     )
 
 
@@ -181,6 +189,20 @@ def test_a_checkpoint_that_took_the_place_of_another_has_another_identity(direct
 
     assert directory.identity(1) not in (None, first)
     assert directory.identity(2) is None
+
+
+def test_a_save_whose_lock_cannot_be_made_leaves_no_directory(directory):
+    directory.path.mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 1, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                directory.begin(1, "00ff")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert names(directory) == []
 
 
 def test_a_removal_and_an_abandoned_save_leave_nothing(directory):

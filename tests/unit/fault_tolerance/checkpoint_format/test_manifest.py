@@ -34,7 +34,11 @@ MANIFEST = Manifest(
     created_at=1e-05,
     world_size=2,
     metrics={"loss": math.nan, "best": -math.inf, "tiny": 1e-300},
-    values={"model": {"x": {"$tensor": "x"}}, "text": 'a "hash": "00000000000000000000000000000000" in it \u00e4'},
+    values={
+        "model": {"x": {"$tensor": "x"}},
+        "optimizer": None,
+        "extra": {"text": 'a "hash": "00000000000000000000000000000000" in it \u00e4'},
+    },
     rank_values=({"seed": 1}, None),
     files={"rank-00000.safetensors": FileEntry(size_bytes=100, header_hash="cd" * 16)},
     tensors={"x": TensorEntry(dtype="F32", shape=(3, 6), chunks=(CHUNK, REST))},

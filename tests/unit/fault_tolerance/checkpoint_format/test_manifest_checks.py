@@ -51,6 +51,16 @@ def with_value(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def in_two_chunks(*runs: tuple[int, int]) -> Callable[[dict[str, Any]], None]:
+    """With the tensor in chunks of (begin, size)."""
+
+    def change(document: dict[str, Any]) -> None:
+        whole = document["tensors"]["x"]["chunks"][0]
+        document["tensors"]["x"]["chunks"] = [{**whole, "offsets": [begin], "shape": [size]} for begin, size in runs]
+
+    return change
+
+
 OF_THE_WHOLE = {
     "no version": without("version"),
     "no files": without("files"),
@@ -73,11 +83,20 @@ OF_ITS_TENSORS = {
     "a type that is a list": with_value("tensors", "x", "dtype", value=[]),
     "no chunks": with_value("tensors", "x", "chunks", value=[]),
     "a part in no chunk": with_value("tensors", "x", "chunks", 0, "shape", value=[3]),
+    "a part that is there twice and another never": in_two_chunks((0, 2), (0, 2)),
+    "a part that two chunks share": in_two_chunks((0, 3), (2, 1)),
     "a chunk beyond its tensor": with_value("tensors", "x", "chunks", 0, "offsets", value=[1]),
     "a chunk before its tensor": with_value("tensors", "x", "chunks", 0, "offsets", value=[-1]),
     "a chunk of other dimensions": with_value("tensors", "x", "chunks", 0, "offsets", value=[0, 0]),
     "a shape with a fraction": with_value("tensors", "x", "shape", value=[4.0]),
     "no hashes": lambda document: document["tensors"]["x"]["chunks"][0].pop("hashes") and None,
+    "no model in the state": lambda document: document["values"].pop("model") and None,
+    "no optimizer in the state": lambda document: document["values"].pop("optimizer") and None,
+    "no extras in the state": lambda document: document["values"].pop("extra") and None,
+    "state that is no dict": with_value("values", value=None),
+    "the own state of another number of ranks": with_value("rank_values", value=[{}, {}]),
+    "own states that are no list": with_value("rank_values", value=None),
+    "a rank's own state that names what is not there": with_value("rank_values", value=[{"y": {"$tensor": "y"}}]),
     "state that names what is not there": with_value("values", "model", value={"y": {"$tensor": "y"}}),
 }
 
@@ -116,7 +135,7 @@ def test_a_tensor_larger_than_any_memory_is_refused_before_memory_is_asked_for(d
 
 @pytest.mark.parametrize("depth", [2_000, 100_000])
 def test_state_that_is_nested_without_end_is_damage(document, depth):
-    marked = signed({**document, "values": "HERE"})
+    marked = signed({**document, "values": {**document["values"], "model": "HERE"}})
     data = marked.replace(b'"HERE"', b"[" * depth + b"]" * depth)
     old = json.loads(marked)["hash"].encode()
     blank = data.replace(old, b"", 1)
@@ -124,6 +143,26 @@ def test_state_that_is_nested_without_end_is_damage(document, depth):
 
     with pytest.raises(DamagedCheckpointError, match="makes no sense"):
         decode_manifest(data, "manifest.json", step=1)
+
+
+@pytest.mark.parametrize("runs", [[(0, 2), (2, 2)], [(3, 1), (0, 3)], [(0, 0), (0, 4), (4, 0)]])
+def test_chunks_that_make_up_their_tensor_are_sound_in_any_order(document, runs):
+    in_two_chunks(*runs)(document)
+
+    assert len(decode_manifest(signed(document), "manifest.json", step=1).tensors["x"].chunks) == len(runs)
+
+
+def test_boxes_of_a_mesh_are_sound_and_one_that_is_moved_is_not(document):
+    whole = document["tensors"]["x"]["chunks"][0]
+    document["tensors"]["x"]["shape"] = [2, 2]
+    cells = [{**whole, "offsets": [row, column], "shape": [1, 1]} for row in range(2) for column in range(2)]
+    document["tensors"]["x"]["chunks"] = cells
+    assert decode_manifest(signed(document), "manifest.json", step=1).tensors["x"].shape == (2, 2)
+
+    cells[3]["offsets"] = [0, 1]
+
+    with pytest.raises(DamagedCheckpointError, match="not what its chunks come to"):
+        decode_manifest(signed(document), "manifest.json", step=1)
 
 
 def test_a_name_below_the_id_of_a_save_is_a_shard_of_a_store(document):

@@ -39,7 +39,8 @@ def write(directory: ObjectCheckpointDirectory, step: int, save_id: str = "a1", 
     for rank in range(1, ranks):
         save.write_part(rank, b"{}")
     files = {name: FileEntry(size_bytes=len(SHARD), header_hash=hash_bytes(SHARD)) for name in names}
-    facts = {"created_at": 5.0, "world_size": ranks, "metrics": {"loss": 0.5}, "values": {}, "tensors": {}}
+    values = {"model": {}, "optimizer": None, "extra": {}}
+    facts = {"created_at": 5.0, "world_size": ranks, "metrics": {"loss": 0.5}, "values": values, "tensors": {}}
     return Manifest(step=step, save_id=save_id, files=files, **facts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -105,6 +106,39 @@ def test_several_threads_read_at_once(source, data, rng):
         thread.join()
 
     assert wrong == []
+
+
+def test_eight_threads_that_read_on_side_by_side_fetch_hardly_anything_twice(source, store):
+    span_bytes, in_step = 2 * BLOCK, threading.Barrier(8)
+
+    def work(number: int) -> None:
+        for span in range(number, 48, 8):
+            for piece in range(0, span_bytes, 20):
+                read(source, span * span_bytes + BLOCK // 2 + piece, 20)
+                in_step.wait(timeout=30)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(set(store.ranges)) >= 48 * 2
+    assert len(store.ranges) < 1.25 * len(set(store.ranges))
+
+
+def test_many_open_shards_keep_no_more_in_memory_than_one(store):
+    with contextlib.ExitStack() as at_end:
+        sources = [ObjectSource(store, "shard", step=7, block_bytes=SIZE) for _ in range(40)]
+        for source in sources:
+            at_end.callback(source.close)
+            read(source, 0, 10)
+        newest, oldest = sources[-1], sources[0]
+
+        read(newest, 20, 10)
+        assert len(store.ranges) == 40
+        read(oldest, 20, 10)
+        assert len(store.ranges) == 41
 
 
 def test_an_object_that_became_shorter_gives_fewer_bytes(source, store, data):

@@ -36,10 +36,22 @@ def test_a_relative_path_is_the_same_place_for_a_process_that_runs_elsewhere(tmp
 
 
 def test_a_url_is_a_store_and_asks_no_server():
-    place = open_place("memory://bucket/run")
+    place = open_place("s3://bucket/run")
 
     assert isinstance(place, ObjectCheckpointDirectory)
     assert open_place(place.url).url == place.url
+
+
+@pytest.mark.parametrize("name", ["memory://run", "MEMORY://run"])
+def test_memory_that_ends_with_this_process_is_refused_with_what_to_use_instead(name):
+    with pytest.raises(ConfigError, match=r"own memory, and ends with it\nGive a path .*/dev/shm.*s3://"):
+        open_place(name)
+
+
+@pytest.mark.parametrize("name", ["file://checkpoints/run", "file:///run?version=1", "file:///run#1"])
+def test_a_file_url_that_would_lead_elsewhere_is_refused(name):
+    with pytest.raises(ConfigError, match="no file URL of this machine"):
+        open_place(name)
 
 
 def test_a_path_that_begins_with_the_home_sign_is_below_the_home(tmp_path, monkeypatch):

@@ -91,6 +91,14 @@ def test_where_no_lease_can_be_had_reading_and_removing_go_on(checkpoint, manife
         assert may_remove
 
 
+def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(checkpoint):
+    (checkpoint / "manifest.json").unlink()
+    os.mkfifo(checkpoint / "manifest.json")
+
+    with read_lease(checkpoint) as is_held:
+        assert not is_held
+
+
 def test_a_worker_that_was_forked_meanwhile_does_not_keep_the_lease(checkpoint):
     with read_lease(checkpoint):
         # As a fork has them: the lock belongs to what was opened, not to one descriptor of it.

@@ -41,7 +41,7 @@ def write_rows(write_tensors) -> Callable[[Path, torch.Tensor, list[int]], Manif
             created_at=0.0,
             world_size=len(parts),
             metrics={},
-            values={},
+            values={"model": {}, "optimizer": None, "extra": {}},
             files=merged.files,
             tensors=merged.tensors,
         )

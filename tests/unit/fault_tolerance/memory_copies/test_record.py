@@ -81,4 +81,4 @@ def test_records_whose_state_names_a_tensor_that_none_of_them_has_make_up_none(c
     record = decode_record(copy_of(7).record, step=7)
 
     with pytest.raises(DamagedCheckpointError, match="not there"):
-        assemble([replace(record, values={"model": {"y": {"$tensor": "y"}}})])
+        assemble([replace(record, values={**record.values, "model": {"y": {"$tensor": "y"}}})])

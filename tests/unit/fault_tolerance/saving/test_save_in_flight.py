@@ -15,7 +15,7 @@ import torch
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
-from production_ml.fault_tolerance.checkpoint_format.save_lock import is_held
+from production_ml.fault_tolerance.checkpoint_format.save_lock import SaveLock, is_held
 from production_ml.fault_tolerance.checkpoint_format.verification import verify_checkpoint
 from production_ml.fault_tolerance.saving.commit import give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause, MakeRoom
@@ -269,6 +269,22 @@ def test_where_no_more_room_can_be_made_saving_is_paused(directory, flight_of, f
     pause = pause_of(directory, lambda step: removable.pop(0))
     flight = flight_of(writer=full_disk(9), disk_pause=pause)
 
+    flight.run()
+
+    assert flight.is_excused
+    assert pause.is_paused
+    assert names_in(directory.path) == []
+
+
+def test_a_disk_that_is_full_again_when_the_save_begins_anew_pauses_saving_too(directory, flight_of, full_disk):
+    rooms = [[7], []]
+    pause = pause_of(directory, lambda step: rooms.pop(0))
+    flight = flight_of(writer=full_disk(1), disk_pause=pause)
+
+    def refuse(step: int, save_id: str) -> SaveLock:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    directory.begin = refuse
     flight.run()
 
     assert flight.is_excused
