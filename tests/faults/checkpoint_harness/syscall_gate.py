@@ -232,7 +232,10 @@ def _text_at(thread: int, address: int) -> str:
 
 
 def _process_of(thread: int) -> int:
-    with open(f"/proc/{thread}/status", encoding="ascii", errors="replace") as status:
+    with (
+        contextlib.suppress(OSError),  # it died meanwhile
+        open(f"/proc/{thread}/status", encoding="ascii", errors="replace") as status,
+    ):
         for line in status:
             if line.startswith("Tgid:"):
                 return int(line.split()[1])
