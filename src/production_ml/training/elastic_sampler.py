@@ -101,7 +101,12 @@ class ElasticSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches that are left of the current epoch."""
-        return sum(1 for _ in self._batches())
+        left, place = 0, self._samples
+        ranges = sorted((first, first + count) for epoch, first, count in self._skipped if epoch == self._epoch)
+        for first, end in [*ranges, (self._end, self._end)]:
+            left += max(0, min(first, self._end) - place)
+            place = max(place, end)
+        return -(-left // self._global_batch_size)
 
     def skip(self, epoch: int, first_sample: int, count: int) -> None:
         """Never hand out `count` places of an epoch's order, from place `first_sample` on.

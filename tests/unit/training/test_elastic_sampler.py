@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from production_ml.core.errors import ConfigError
@@ -51,3 +53,13 @@ def test_a_position_of_other_data_is_refused(length, size, seed):
 
     with pytest.raises(ConfigError, match="repeat or lose samples"):
         ElasticSampler(range(length), size, seed=seed).load_state_dict(state)
+
+
+@given(skips=st.lists(st.tuples(st.integers(0, 90), st.integers(1, 13))), samples=st.integers(0, 103))
+def test_the_length_is_the_number_of_batches_left(skips, samples):
+    sampler = ElasticSampler(range(103), 8)
+    sampler.load_state_dict({**sampler.state_dict(), "samples": samples})
+    for first, count in skips:
+        sampler.skip(0, first, count)
+
+    assert len(sampler) == len(list(sampler))
