@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from production_ml.core.distributed_env import DistributedEnv
 from production_ml.core.errors import ConfigError
+from production_ml.training.batch_plan import share_of
 from production_ml.training.permutation import Permutation
 
 _Batch = TypeVar("_Batch")
@@ -177,8 +178,8 @@ class ElasticSampler(Sampler[list[int]]):
             yield batch
 
     def _share(self, places: list[int]) -> list[int]:
-        size = len(places)
-        return places[size * self._rank // self._world_size : size * (self._rank + 1) // self._world_size]
+        share = share_of(len(places), self._rank, self._world_size)
+        return places[share.start : share.stop]
 
     def _ids(self, epoch: int, places: list[int]) -> list[int]:
         order = Permutation(self._length, seed=self._seed, epoch=epoch)
