@@ -84,7 +84,13 @@ class ElasticSampler(Sampler[list[int]]):
         """What is left of the current epoch; a batch counts as consumed when it is handed out.
 
         The position may be changed on the way: the next batch is then the one at the new position.
+
+        Raises:
+            ConfigError: The loader takes its batches from elsewhere.
         """
+        if loader.batch_sampler is not self:
+            cure = "Make it with DataLoader(dataset, batch_sampler=sampler)."
+            raise ConfigError("loader", type(loader).__name__, "does not draw its batches from this sampler", cure=cure)
         moves = -1
         while moves != self._moves:
             moves, epoch = self._moves, self._epoch
@@ -149,11 +155,15 @@ class ElasticSampler(Sampler[list[int]]):
                     f"the saved position is of {state.get(name)!r}: going on would repeat or lose samples",
                     cure=f"Set {name} to {state.get(name)!r}, or start the data from the beginning.",
                 )
-        epoch, samples = state["epoch"], state["samples"]
+        try:
+            epoch, samples = int(state["epoch"]), int(state["samples"])
+            skipped = [(int(epoch), int(first), int(count)) for epoch, first, count in state["skipped"]]
+        except (KeyError, TypeError, ValueError) as problem:
+            raise ConfigError("state", dict(state), f"is no position of a sampler ({problem!r})") from None
         if epoch < 0 or not 0 <= samples <= self._end:
             raise ConfigError("samples", samples, f"is no position in epoch {epoch}, which has {self._end} samples")
         self._epoch, self._samples = epoch, samples
-        self._skipped = [(skipped[0], skipped[1], skipped[2]) for skipped in state["skipped"]]
+        self._skipped = skipped
         self._moves += 1
 
     def _identity(self) -> dict[str, Any]:

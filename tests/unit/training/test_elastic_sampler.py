@@ -63,3 +63,28 @@ def test_the_length_is_the_number_of_batches_left(skips, samples):
         sampler.skip(0, first, count)
 
     assert len(sampler) == len(list(sampler))
+
+
+def test_a_loader_with_another_order_is_refused():
+    with pytest.raises(ConfigError, match="does not draw its batches from this sampler"):
+        next(ElasticSampler(range(103), 8).epoch(DataLoader(range(103), batch_size=8)))
+
+
+@pytest.mark.parametrize("change", [{"samples": "many"}, {"skipped": [[1, 2]]}, {"epoch": None}, {"samples": 104}])
+def test_what_is_no_position_is_refused(change):
+    sampler = ElasticSampler(range(103), 8)
+
+    with pytest.raises(ConfigError, match="is no position"):
+        sampler.load_state_dict({**sampler.state_dict(), **change})
+    assert sampler.state_dict() == ElasticSampler(range(103), 8).state_dict()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_several_epochs_have_all_samples_each_in_another_order(workers):
+    sampler = ElasticSampler(range(103), 8)
+    loader = DataLoader(range(103), batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+
+    epochs = [[sample for batch in sampler.epoch(loader) for sample in batch.tolist()] for _ in range(3)]
+
+    assert all(sorted(epoch) == list(range(103)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
