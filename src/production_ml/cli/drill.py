@@ -26,7 +26,7 @@ Faults:
   hang        a worker stands still
   slow-rank   a worker gets a tenth of its time, for three seconds
   preempt     SIGTERM to the launcher, and a new start by the scheduler
-  disk-full   the disk has no room for two seconds
+  disk-full   the disk has no room for half a second
   bit-flip    a bit of the newest checkpoint turns over, then a kill
 
 \b

@@ -11,6 +11,7 @@ from string import Template
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
@@ -20,7 +21,7 @@ from production_ml.drill.runner import Reference, Unavailable
 from production_ml.drill.scene import Scene
 from production_ml.drill.verdict import Verdict
 
-COLUMNS = ("fault", "survived", "struck", "detected", "recovered", "redone", "lost", "weights", "goodput")
+COLUMNS = ("fault", "survived", "rank, step", "detected", "recovered", "redone", "lost", "weights", "goodput")
 _NOTHING = "-"
 
 
@@ -73,7 +74,7 @@ class DrillDisplay:
 
     def end(self, verdicts: Sequence[Verdict], unavailable: Sequence[Unavailable], root: Path) -> None:
         """The table, and where to look."""
-        table = Table(*COLUMNS)
+        table = Table(*COLUMNS, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
         for verdict in verdicts:
             cells = [str(cell) for cell in row(verdict.to_dict())]
             table.add_row(*cells, style="" if verdict.is_survived else "red")
@@ -90,7 +91,7 @@ def row(verdict: Mapping[str, Any]) -> list[str]:
     return [
         verdict["fault"],
         "yes" if verdict["is_survived"] else "no",
-        f"rank {verdict['rank']}, step {verdict['step']}",
+        f"{verdict['rank']}, {verdict['step']}",
         _seconds(verdict["detected_seconds"]),
         _seconds(verdict["recovered_seconds"]),
         _count(verdict["steps_redone"]),

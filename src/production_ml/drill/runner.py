@@ -174,6 +174,7 @@ def _judge(
         return Verdict(**facts, is_survived=False, why=f"{why}\n{scene.last_lines()}")  # type: ignore[arg-type]
     log = RunLog.open(scene.run.path)
     found = course(log)
+    struck_at = scene.struck_marker.stat().st_mtime if scene.struck_marker.exists() else struck.at
     try:
         weights = compare_weights(reference.checkpoints, scene.checkpoints) if struck.exit_code == 0 else None
         why = shortcoming(
@@ -185,15 +186,15 @@ def _judge(
         )
     except ProductionMLError as problem:
         weights, why = None, f"the last checkpoint cannot be compared: {problem.what}"
-    sign = first_sign(log, fault.signs, since=struck.at)
-    recovered_at = first_step_after(log, since=sign[1] if sign else struck.at, struck_attempt=struck.attempt)
+    sign = first_sign(log, fault.signs, since=struck_at)
+    recovered_at = first_step_after(log, since=sign[1] if sign else struck_at, struck_attempt=struck.attempt)
     return Verdict(
         **facts,  # type: ignore[arg-type]
         is_survived=not why,
         why=why,
         detected_by=sign[0] if sign else None,
-        detected_seconds=sign[1] - struck.at if sign else None,
-        recovered_seconds=recovered_at - struck.at if recovered_at is not None else None,
+        detected_seconds=sign[1] - struck_at if sign else None,
+        recovered_seconds=recovered_at - struck_at if recovered_at is not None else None,
         steps_redone=found.steps_redone if found else None,
         steps_lost=len(reference.course.steps - found.steps) if found else None,
         weights_are_equal=weights.are_equal if weights else None,

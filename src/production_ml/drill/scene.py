@@ -40,6 +40,8 @@ class Scene:
         self.work = directory / "work"
         self.run = RunDirectory(directory / "run")
         self.output = directory / "output.log"
+        self.struck_marker = directory / "struck"
+        """Made at the moment it strikes by a fault that does so by itself, within a worker."""
         self.environment: dict[str, str] = {}
         """What a fault adds to the script's own."""
         self.prefix: list[str] = []

@@ -125,6 +125,8 @@ def shortcoming(
         return f"{len(lost)} steps were lost, the first of them {min(lost)}"
     if weights is not None and not weights.are_finite:
         return "the weights at the end are not finite numbers"
+    if weights is not None and weights.step != weights.reference_step:
+        return f"its last checkpoint is of step {weights.step}, and without faults of step {weights.reference_step}"
     if weights is not None and keeps_weights and not weights.are_equal:
         return "the weights at the end are not those of the run without faults"
     return ""

@@ -13,13 +13,13 @@ from production_ml.drill.faults.base import FaultUnavailableError, Strike
 from production_ml.drill.scene import Scene
 
 _SIZE_BYTES = 64 << 20
-_FULL_SECONDS = 2.0
+_FULL_SECONDS = 0.5
 _PIECE_BYTES = 1 << 20
 _MOUNT = 'mount -t tmpfs -o size="$1" drill "$2" && echo ready && exec sleep infinity'
 
 
 class DiskFull:
-    """The script's working directory is a file system of 64 MiB, which another file fills for two seconds."""
+    """The script's working directory is a file system of 64 MiB, which another file fills for half a second."""
 
     signs: ClassVar[frozenset[str]] = frozenset({"checkpoint_paused", "checkpoint_save_failed"})
     keeps_weights: ClassVar[bool] = True

@@ -25,8 +25,8 @@ class InWorker:
     is_requeued: ClassVar[bool] = False
 
     def arrange(self, scene: Scene, strike: Strike) -> None:
-        done = scene.directory / "struck"
-        fault = {"fault": self.kind, "rank": strike.rank, "step": strike.step, "done": str(done)}
+        marker = str(scene.struck_marker)
+        fault = {"fault": self.kind, "rank": strike.rank, "step": strike.step, "marker": marker}
         path = [str(_HOOKS), *filter(None, [os.environ.get("PYTHONPATH")])]
         scene.environment |= {DRILL_VARIABLE: json.dumps(fault), "PYTHONPATH": os.pathsep.join(path)}
 

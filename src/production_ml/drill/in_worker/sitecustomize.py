@@ -44,7 +44,7 @@ def _hook(fault: dict[str, Any]) -> None:
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    done = Path(fault["done"])
+    marker = Path(fault["marker"])
     steps = 0
     depth = 0
 
@@ -54,21 +54,21 @@ def _hook(fault: dict[str, Any]) -> None:
 
     def is_due() -> bool:
         is_mine = int(os.environ.get("RANK", "0")) == fault["rank"]
-        return is_mine and steps >= fault["step"] and torch.is_grad_enabled() and not done.exists()
+        return is_mine and steps >= fault["step"] and torch.is_grad_enabled() and not marker.exists()
 
     def enter(module: Any, _arguments: Any) -> None:
         nonlocal depth
         depth += 1
         if depth == 1 and fault["fault"] == "oom" and is_due():
             depth = 0
-            done.touch()
+            marker.touch()
             raise torch.OutOfMemoryError("CUDA out of memory. Caused by a drill.")
 
     def leave(module: Any, _arguments: Any, output: Any) -> Any:
         nonlocal depth
         depth = max(0, depth - 1)
         if depth == 0 and fault["fault"] == "nan" and is_due() and isinstance(output, torch.Tensor):
-            done.touch()
+            marker.touch()
             return output * float("nan")
         return None
 
