@@ -21,7 +21,11 @@ from production_ml.drill.runner import Reference, Unavailable
 from production_ml.drill.scene import Scene
 from production_ml.drill.verdict import Verdict
 
-COLUMNS = ("fault", "survived", "rank, step", "detected", "recovered", "redone", "lost", "weights", "goodput")
+COLUMNS = ("fault", "survived", "struck", "detected", "back", "redone", "lost", "weights", "goodput")
+LEGEND = (
+    "struck: which rank, after which step · detected, back: seconds to the first event that tells of it, and "
+    "to the first step of training that goes on · redone, lost: steps · weights, goodput: beside the run without faults"
+)
 _NOTHING = "-"
 
 
@@ -79,6 +83,7 @@ class DrillDisplay:
             cells = [str(cell) for cell in row(verdict.to_dict())]
             table.add_row(*cells, style="" if verdict.is_survived else "red")
         self._console.print(table)
+        self._console.print(LEGEND)
         survived = sum(verdict.is_survived for verdict in verdicts)
         self._console.print(f"{survived} of {len(verdicts)} survived; every run is kept in {root}", soft_wrap=True)
         for missing in unavailable:
@@ -96,7 +101,7 @@ def row(verdict: Mapping[str, Any]) -> list[str]:
         _seconds(verdict["recovered_seconds"]),
         _count(verdict["steps_redone"]),
         _count(verdict["steps_lost"]),
-        _NOTHING if equal is None else "the same" if equal else "other",
+        _NOTHING if equal is None else "same" if equal else "other",
         _NOTHING if verdict["goodput_ratio"] is None else f"{verdict['goodput_ratio']:.0%}",
     ]
 
@@ -112,6 +117,7 @@ def html_page(facts: Mapping[str, Any]) -> str:
     template = resources.files("production_ml.drill").joinpath("page.html").read_text()
     return Template(template).substitute(
         script=html.escape(facts["script"]),
+        legend=html.escape(LEGEND),
         survived=sum(verdict["is_survived"] for verdict in verdicts),
         faults=len(verdicts),
         seed=facts["seed"],
