@@ -11,7 +11,7 @@ import typer
 from production_ml import __version__
 from production_ml.core.errors import ExitCode, MissingDependencyError, ProductionMLError
 
-_GROUPS: Final = ("demo", "launch", "report", "checkpoint", "monitor", "data", "registry", "serve")
+_GROUPS: Final = ("demo", "launch", "report", "drill", "checkpoint", "monitor", "data", "registry", "serve")
 _EPILOG: Final = (
     "Exit codes: 0 done, 1 failed, 2 bad input, 3 damaged data, 4 refused by a check or the gate, "
     "5 an optional package is missing, 130 interrupted."
