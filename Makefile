@@ -32,7 +32,7 @@ demo: setup ## The whole path on handwritten digits, in about a minute
 	@echo "make demo took $$(($$(date +%s) - $(STARTED))) s, set-up included."
 
 test: setup services lint ## Everything that CI runs
-	@MAKE_STARTED=$(STARTED) $(BIN)/python -m pytest -m "not gpu"
+	@MAKE_STARTED=$(STARTED) $(BIN)/python -m pytest -m "not gpu" --durations 25
 
 unit: setup ## The tests that take under a minute
 	@$(BIN)/python -m pytest tests/unit
@@ -53,8 +53,9 @@ format: setup ## Bring the sources into shape
 services: ## Install the real services that tests talk to: Chromium, Prometheus, an S3 server
 	@tests/install_services.sh
 
-demo-kills: setup ## Twenty demos, each with a kill of a random worker at a random step
+demo-kills: setup ## Twenty demos, each with a kill of a random worker at a random step, and Ctrl-C at every station
 	@PRODUCTION_ML_DEMO_RUNS=20 $(BIN)/python -m pytest tests/faults/test_demo_kills.py -s --timeout 0
+	@PRODUCTION_ML_DEMO_STATIONS=all $(BIN)/python -m pytest tests/integration/test_demo.py -k ctrl_c
 
 bench-checkpoint: setup ## Checkpoints against raw writes, memcpy and other libraries, in about an hour
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
