@@ -239,21 +239,25 @@ class Saver:
             return Standing(problem=error)
         if refusal is not None:
             return replace(of_before, problem=refusal)
-        try:
-            return replace(of_before, draft=self._draft(inputs, on_disk=on_disk))
-        except SavingIsPausedError:
-            return replace(of_before, is_paused=True)
-        except Exception as problem:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
-            if on_disk and self._is_pause(inputs, problem):
+        while True:
+            try:
+                return replace(of_before, draft=self._draft(inputs, on_disk=on_disk))
+            except SavingIsPausedError:
                 return replace(of_before, is_paused=True)
-            return replace(of_before, problem=problem)
+            except Exception as problem:  # noqa: BLE001 - the other ranks wait for an answer, whatever went wrong here
+                verdict = self._verdict_on(inputs, problem) if on_disk else Verdict.NOT_FULL
+                if verdict is Verdict.PAUSED:
+                    return replace(of_before, is_paused=True)
+                if verdict is Verdict.NOT_FULL:
+                    return replace(of_before, problem=problem)
+            # Something was removed to make room, which cannot go on for ever: this save is not to be the one left out.
 
-    def _is_pause(self, inputs: SaveInputs, error: Exception) -> bool:
+    def _verdict_on(self, inputs: SaveInputs, error: Exception) -> Verdict:
         """Whether the disk was too full even for the directory of the save."""
         pause = self._disk_pause
         if pause is None or rank_and_world_size()[0] != 0 or full_disk_error(error) is None:
-            return False
-        return pause.failed(error, step=int(inputs.step), needed_bytes=self._committed_bytes) is not Verdict.NOT_FULL
+            return Verdict.NOT_FULL
+        return pause.failed(error, step=int(inputs.step), needed_bytes=self._committed_bytes)
 
     def _admits(self, step: int, size_bytes: int) -> bool:
         # This rank knows its own share; the checkpoint before it tells what all shares come to.

@@ -16,6 +16,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance import CheckpointManager
+from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.memory_copies.ring import ImageRing
 from production_ml.fault_tolerance.saving.commit import GivenUpError, give_up
 from production_ml.fault_tolerance.saving.disk_pause import DiskPause
@@ -212,6 +213,37 @@ def test_a_save_that_met_a_full_disk_raises_nowhere_and_the_next_one_works(
         "checkpoint_paused",
         "checkpoint_resumed",
     ]
+
+
+class NoRoomAtFirst(CheckpointDirectory):
+    """A disk that has no block left for a new directory, until something is removed."""
+
+    has_room = False
+
+    def begin(self, step, save_id):
+        if not self.has_room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().begin(step, save_id)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_save_whose_directory_found_no_block_is_made_as_soon_as_something_was_removed(asynchronous, tmp_path):
+    directory = NoRoomAtFirst(tmp_path / "checkpoints")
+    removed = []
+
+    def make_room(step: int) -> list[int]:
+        directory.has_room = True
+        removed.append(step)
+        return [step]
+
+    pause = DiskPause(tmp_path, make_room=make_room, reserve_bytes=0)
+    saver = Saver(directory, asynchronous=asynchronous, on_commit=lambda *_: None, disk_pause=pause)
+
+    saved = saver.save(inputs_of(3))
+    saver.close()
+
+    assert saved == {"loss": 0.5}
+    assert (directory.steps(), removed, pause.is_paused) == ([3], [3], False)
 
 
 def test_the_save_after_one_that_met_a_full_disk_raises_nothing_either(directory, saver_with, tmp_path):
