@@ -18,7 +18,7 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Section, hold
-from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine, is_stage_3_parameter
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
 
 _WRAPPER_SEGMENTS: Final = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -70,12 +70,23 @@ def parameter_names(live: Mapping[str, Any]) -> dict[int, str]:
 def capture_module(
     live: Mapping[str, Any], prefix: str, tensors: dict[str, torch.Tensor], cache: CaptureCache
 ) -> dict[str, Any]:
-    """The JSON form of a `live_state`; its tensors are put into `tensors` as `<prefix>.<parameter>`."""
+    """The JSON form of a `live_state`; its tensors are put into `tensors` as `<prefix>.<parameter>`.
+
+    Raises:
+        CheckpointWriteError: Its parameters are partitioned by DeepSpeed.
+    """
     names, values = list(live), list(live.values())
     known = cache.sections.get(prefix)
     if known is not None and known.is_unchanged(names, values):
         tensors.update(zip(known.names, values, strict=True))
         return cast(dict[str, Any], known.encoded)
+    for name, value in live.items():
+        # What stands in such a parameter is empty, or one rank's view of it: it would be saved without its values.
+        if is_stage_3_parameter(value):
+            raise CheckpointWriteError(
+                f"{prefix}.{name} is partitioned by a DeepSpeed engine of ZeRO stage 3, which was not given itself.",
+                cure="Pass the engine as save(model=engine), not engine.module, and no engine as an extra.",
+            )
     own: dict[str, torch.Tensor] = {}
     encoded = {name: encode_tree(value, f"{prefix}.{name}", own) for name, value in live.items()}
     # What a module keeps as extra state is not remembered: it comes as new values each time.

@@ -73,9 +73,10 @@ class CopySender(threading.Thread):
             GoneError: There is no peer, or no copy, or the peer does not take it.
             OSError: The peer cannot be reached.
         """
-        if self._peer is None:
+        peer = self._peer  # looked at once: another thread may take it away
+        if peer is None:
             raise GoneError("there is no peer")
-        with self._copies.borrow(save_id, rank) as copy, visit(self._peer) as channel:
+        with self._copies.borrow(save_id, rank) as copy, visit(peer) as channel:
             if copy is None:
                 raise GoneError("the copy is not held any more")
             messages.send(channel, {"kind": "offer", "record": copy.record})

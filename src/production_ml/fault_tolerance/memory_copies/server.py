@@ -16,7 +16,6 @@ from production_ml.fault_tolerance.saving.writer.readable import await_readable
 
 _PATIENCE_SECONDS: Final = 10.0
 """Of a visitor and for one: all are on this host, and what they send is small."""
-_LOOK_SECONDS: Final = 0.05
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
