@@ -14,11 +14,13 @@ from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
+import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES
@@ -148,12 +150,20 @@ def weights(engine) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
+def assert_refused_in_parts(engine) -> None:
+    """Its module alone, and itself as an extra, are without masters and moments."""
+    for model, extra in ((engine.module, {}), (nn.Linear(1, 1), {"critic": engine})):
+        with pytest.raises(CheckpointWriteError, match=r"save\(model=engine\)"):
+            capture(model, None, extra)
+
+
 def main() -> None:
     root, rank, world_size = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo")
     for seed, pair in enumerate(sys.argv[2:]):
         source, layout = pair.split(":")
         engine, cache = engine_of(layout, 100 + seed), CaptureCache()
+        assert_refused_in_parts(engine)
         restore(root / source, engine, engine.optimizer, rank, world_size)
         write_state(root / f"{source}-to-{layout}", capture(engine, engine.optimizer, {}, rank=rank, cache=cache), rank)
         train_step(engine)
