@@ -1,4 +1,4 @@
-"""What one rank does in the tests of DeepSpeed engines: `checkpoint_deepspeed_script.py DIRECTORY SOURCE:LAYOUT …`.
+"""What one rank does in the tests of DeepSpeed engines: `main(directory, "SOURCE:LAYOUT", …)`.
 
 For each pair it loads the state SOURCE into a new engine whose ZeRO stage and type LAYOUT names (`zero3-bf16-4`),
 trains one step, and writes the state LAYOUT; beside it `LAYOUT.safetensors` with what DeepSpeed itself says its masters
@@ -7,9 +7,9 @@ and moments are. Then a second engine takes LAYOUT over, both train a step, and 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import sys
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -157,10 +157,15 @@ def assert_refused_in_parts(engine) -> None:
             capture(model, None, extra)
 
 
-def main() -> None:
-    root, rank, world_size = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+def preload() -> None:
+    """What the first engine would import on each rank: with torch's compilers it takes three seconds."""
+    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+
+
+def main(root: Path, *pairs: str) -> None:
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo")
-    for seed, pair in enumerate(sys.argv[2:]):
+    for seed, pair in enumerate(pairs):
         source, layout = pair.split(":")
         engine, cache = engine_of(layout, 100 + seed), CaptureCache()
         assert_refused_in_parts(engine)
@@ -184,10 +189,3 @@ def main() -> None:
         assert engine.global_steps == other.global_steps
         assert engine.get_lr() == other.get_lr()
     dist.barrier()
-    (root / f"done-{world_size}-{rank}").touch()
-    sys.stdout.flush()
-    os._exit(0)  # DeepSpeed's threads may abort a process that ends in the usual way
-
-
-if __name__ == "__main__":
-    main()
