@@ -13,10 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from production_ml.core.errors import CheckpointWriteError, ConfigError
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
-from production_ml.fault_tolerance.checkpoint_state.deepspeed_engine import check_is_own
 from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine, is_partitioned, partition_of
 from production_ml.fault_tolerance.checkpoint_state.restoring import plan_restoration
 
@@ -89,16 +88,6 @@ def test_an_engine_as_an_extra_is_refused_with_the_cure_when_it_is_saved_and_whe
         capture(nn.Module(), None, {"critic": engine})
     with pytest.raises(CheckpointWriteError, match=r"load_latest\(engine\)"):
         plan_restoration(manifest, nn.Module(), None, {"critic": engine})
-
-
-def test_an_optimizer_that_is_not_the_engines_own_is_refused():
-    engine = DeepSpeedEngine(DeepSpeedZeroOptimizer())
-    check_is_own(engine, None)
-    check_is_own(engine, engine.optimizer)
-    check_is_own(engine, engine.optimizer.optimizer)
-
-    with pytest.raises(ConfigError, match=r"Pass engine\.optimizer"):
-        check_is_own(engine, torch.optim.SGD(nn.Linear(1, 1).parameters()))
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, (0, 4)), (1, (4, 3)), (2, (7, 0))])
