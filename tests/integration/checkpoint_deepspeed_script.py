@@ -1,4 +1,4 @@
-"""What one rank does in the tests of DeepSpeed engines: `checkpoint_deepspeed_script.py DIRECTORY SOURCE:LAYOUT …`.
+"""What one rank does in the tests of DeepSpeed engines: `main(directory, "SOURCE:LAYOUT", …)`.
 
 For each pair it loads the state SOURCE into a new engine whose ZeRO stage and type LAYOUT names (`zero3-bf16-4`),
 trains one step, and writes the state LAYOUT; beside it `LAYOUT.safetensors` with what DeepSpeed itself says its masters
@@ -7,18 +7,20 @@ and moments are. Then a second engine takes LAYOUT over, both train a step, and 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import sys
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
+import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from production_ml.core.errors import CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.boxes import Box, whole
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest, TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES
@@ -148,12 +150,25 @@ def weights(engine) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-def main() -> None:
-    root, rank, world_size = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+def assert_refused_in_parts(engine) -> None:
+    """Its module alone, and itself as an extra, are without masters and moments."""
+    for model, extra in ((engine.module, {}), (nn.Linear(1, 1), {"critic": engine})):
+        with pytest.raises(CheckpointWriteError, match=r"save\(model=engine\)"):
+            capture(model, None, extra)
+
+
+def preload() -> None:
+    """What the first engine would import on each rank: with torch's compilers it takes three seconds."""
+    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+
+
+def main(root: Path, *pairs: str) -> None:
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo")
-    for seed, pair in enumerate(sys.argv[2:]):
+    for seed, pair in enumerate(pairs):
         source, layout = pair.split(":")
         engine, cache = engine_of(layout, 100 + seed), CaptureCache()
+        assert_refused_in_parts(engine)
         restore(root / source, engine, engine.optimizer, rank, world_size)
         write_state(root / f"{source}-to-{layout}", capture(engine, engine.optimizer, {}, rank=rank, cache=cache), rank)
         train_step(engine)
@@ -174,10 +189,3 @@ def main() -> None:
         assert engine.global_steps == other.global_steps
         assert engine.get_lr() == other.get_lr()
     dist.barrier()
-    (root / f"done-{world_size}-{rank}").touch()
-    sys.stdout.flush()
-    os._exit(0)  # DeepSpeed's threads may abort a process that ends in the usual way
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What one rank does in the tests of meshes: `checkpoint_mesh_script.py DIRECTORY SOURCE:LAYOUT …`.
+"""What one rank does in the tests of meshes: `main(directory, "SOURCE:LAYOUT", …)`.
 
 For each pair it loads the checkpoint SOURCE into a model that is laid out over the ranks as LAYOUT says, and writes
 what it finds, gathered, to `SOURCE-to-LAYOUT.safetensors`. Then it trains one step, writes the state again as
@@ -7,7 +7,7 @@ what it finds, gathered, to `SOURCE-to-LAYOUT.safetensors`. Then it trains one s
 
 from __future__ import annotations
 
-import sys
+import importlib
 from pathlib import Path
 
 import safetensors.torch
@@ -106,10 +106,14 @@ def write(path: Path, state: State) -> None:
         safetensors.torch.save_file(state, path)
 
 
-def main() -> None:
-    root = Path(sys.argv[1])
+def preload() -> None:
+    """What the first optimizer would import on each rank."""
+    importlib.import_module("torch._dynamo")
+
+
+def main(root: Path, *pairs: str) -> None:
     dist.init_process_group("gloo")
-    for seed, pair in enumerate(sys.argv[2:]):
+    for seed, pair in enumerate(pairs):
         source, layout = pair.split(":")
         model = lay_out(build(100 + seed), layout)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -120,7 +124,3 @@ def main() -> None:
         with CheckpointManager(root / layout) as manager:
             manager.save(model=model, optimizer=optimizer, step=1)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import safetensors.torch
@@ -21,44 +16,12 @@ script = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(script)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run_ranks(root: Path, world_size: int, *pairs: str) -> None:
-    meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for rank in range(world_size):
-            places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(world_size)}
-            output = stack.enter_context(open(root / f"output-{world_size}-{rank}.txt", "w"))
-            process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(root), *pairs],
-                env={**os.environ, **meeting_point, **places, "OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-            processes.append(stack.enter_context(process))
-            stack.callback(process.kill)
-        exit_codes = [process.wait(timeout=280) for process in processes]
-    outputs = [path.read_text() for path in sorted(root.glob(f"output-{world_size}-*.txt"))]
-    assert exit_codes == [0] * world_size, "\n".join(outputs)
-
-
 def plain(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model = script.build(seed)
     return model, torch.optim.AdamW(model.parameters(), lr=0.1)
 
 
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: str) -> None:
-    assert set(found) == set(expected), what
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), f"{what}: {name}"
-
-
-def test_every_bit_survives_between_stages_ranks_and_a_plain_module(tmp_path):
+def test_every_bit_survives_between_stages_ranks_and_a_plain_module(ranks, tmp_path, assert_same):
     model, optimizer = plain(0)
     for _ in range(2):
         optimizer.zero_grad()
@@ -69,9 +32,7 @@ def test_every_bit_survives_between_stages_ranks_and_a_plain_module(tmp_path):
     one = ["zero3-bf16-2:zero1-fp32-1"]
     four = ["zero2-bf16-2:zero3-fp32-4"]
 
-    run_ranks(tmp_path, 2, *two)
-    run_ranks(tmp_path, 1, *one)
-    run_ranks(tmp_path, 4, *four)
+    ranks(SCRIPT, (2, *two), (1, *one), (4, *four))
 
     for pair in two + one + four:
         source, layout = pair.split(":")

@@ -27,11 +27,11 @@ from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import (
     parameter_groups,
     partition_of,
 )
-from production_ml.fault_tolerance.checkpoint_state.module_state import clean_name
+from production_ml.fault_tolerance.checkpoint_state.module_state import clean_name, parameter_names
+from production_ml.fault_tolerance.checkpoint_state.optimizer_state import capture_groups
 
 COUNTERS: Final = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 LOSS_SCALE: Final = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-_NOT_OPTIONS: Final = ("params", "param_names")
 
 
 def engine_state(engine: Any) -> dict[str, Any]:
@@ -66,13 +66,12 @@ def capture_engine(
         CheckpointWriteError: The optimizer keeps state that is neither one number for each element nor one for all.
     """
     live = engine_state(engine)
-    names: dict[int, str] = {}
-    for name, value in live.items():
-        names.setdefault(id(value), name)
+    names = parameter_names(live)
     held = _capture_held(engine.optimizer, live, names, cache)
     tensors.update(held.tensors)
     pieces.update(held.pieces)
-    groups = _capture_groups(engine.optimizer, names, tensors)
+    members = [[names[id(parameter)] for parameter in group] for group in parameter_groups(engine.optimizer)]
+    groups = capture_groups(engine.optimizer.optimizer, members, "optimizer", tensors)
     optimizer = {"class": type(engine.optimizer.optimizer).__name__, "groups": groups, "state": held.state}
     return held.model, optimizer, _capture_counters(engine, tensors)
 
@@ -162,16 +161,6 @@ def _capture_state(
             else:
                 state.setdefault(name, {})[key] = encode_tree(value, tensor_name, tensors)
     return state
-
-
-def _capture_groups(optimizer: Any, names: Mapping[int, str], tensors: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    groups = []
-    members_of_groups = parameter_groups(optimizer)
-    for number, (group, members) in enumerate(zip(optimizer.optimizer.param_groups, members_of_groups, strict=True)):
-        options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
-        encoded = encode_tree(options, f"optimizer.group{number}", tensors)
-        groups.append({"params": [names[id(parameter)] for parameter in members], "options": encoded})
-    return groups
 
 
 def _capture_counters(engine: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

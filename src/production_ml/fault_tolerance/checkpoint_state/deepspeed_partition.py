@@ -138,6 +138,14 @@ def is_stage_3_parameter(value: Any) -> bool:
     return hasattr(value, "ds_tensor")
 
 
+def is_held_by_engine(value: Any) -> bool:
+    """Whether it is a parameter of an engine of any stage of ZeRO.
+
+    Stages 1 and 2 mark it by the place of its master copy, which is None where another rank has that.
+    """
+    return is_stage_3_parameter(value) or hasattr(value, "_hp_mapping")
+
+
 def flat_state(optimizer: Any, fragment: Fragment) -> Mapping[str, Any]:
     """The inner optimizer's state for the flat tensor that holds a fragment; empty before the first step."""
     return optimizer.optimizer.state.get(fragment.flat) or {}

@@ -23,7 +23,7 @@ from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import (
     partition_of,
 )
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
-from production_ml.fault_tolerance.checkpoint_state.module_state import widens
+from production_ml.fault_tolerance.checkpoint_state.module_state import parameter_names, widens
 
 
 class EngineRestoration:
@@ -44,9 +44,7 @@ class EngineRestoration:
         self._entries = entries
         self._live = engine_state(engine)
         compare_names("the model", list(self._model), list(self._live))
-        self._names: dict[int, str] = {}
-        for name, value in self._live.items():
-            self._names.setdefault(id(value), name)
+        self._names = parameter_names(self._live)
         self._fragments = list(fragments(engine.optimizer))
         self._trained = {id(fragment.parameter) for fragment in self._fragments}
         for fragment in self._fragments:
@@ -159,7 +157,7 @@ class EngineRestoration:
                 if not self._is_elementwise(fragment, value)
             }
             known = shared.setdefault(id(fragment.flat), values)
-            if str(known) != str(values):
+            if not _is_same(known, values):
                 raise mismatch(
                     f"{self._name(fragment)!r} has {values} in the checkpoint, and others in its group {known}: "
                     "DeepSpeed steps a group as one.",
@@ -211,6 +209,17 @@ class EngineRestoration:
                 setattr(scaler, name, own["loss_scale"][name])
         if own["lr_scheduler"] is not None and hasattr(engine.lr_scheduler, "load_state_dict"):
             engine.lr_scheduler.load_state_dict(own["lr_scheduler"])
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two states are equal in every bit: printed, two tensors are alike that are not the same."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return type(one) is type(other) and bool(one == other)
 
 
 def _is_whole_here(parameter: Any) -> bool:

@@ -18,7 +18,11 @@ from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.state_tree import decode_tree, encode_tree
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPES
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache, Section, hold
-from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine
+from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import (
+    is_engine,
+    is_held_by_engine,
+    is_partitioned,
+)
 from production_ml.fault_tolerance.checkpoint_state.mismatch import compare_names, mismatch
 
 _WRAPPER_SEGMENTS: Final = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -42,14 +46,33 @@ def live_state(module: nn.Module) -> dict[str, Any]:
     backward, `named_parameters()` alone would give the gathered ones.
 
     Raises:
-        CheckpointWriteError: The module is wrapped in FSDP1, whose flat parameters have no stable names.
+        CheckpointWriteError: The module is wrapped in FSDP1, whose flat parameters have no stable names, or a ZeRO
+            engine of DeepSpeed holds its values.
     """
     if any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules()):
         raise CheckpointWriteError(
             "The model is wrapped in FullyShardedDataParallel (FSDP1), which checkpoints do not support.",
             cure="Shard it with torch.distributed.fsdp.fully_shard (FSDP2) instead.",
         )
-    return {clean_name(name): value for name, value in unwrapped(module).state_dict(keep_vars=True).items()}
+    live = {clean_name(name): value for name, value in unwrapped(module).state_dict(keep_vars=True).items()}
+    _refuse_part_of_engine(module, live)
+    return live
+
+
+def _refuse_part_of_engine(module: nn.Module, live: Mapping[str, Any]) -> None:
+    """Stage 3 leaves empty parameters; stages 1 and 2 leave rounded ones, which the engine's masters overwrite."""
+    if is_engine(module) and is_partitioned(module):
+        what = "A DeepSpeed engine of ZeRO stage 1, 2 or 3 was given as something other than the model."
+    elif held := next((name for name, value in live.items() if is_held_by_engine(value)), None):
+        what = f"The values of {held!r} are held by a ZeRO engine of DeepSpeed, which was not given itself."
+    else:
+        return
+    raise CheckpointWriteError(
+        what,
+        meaning="Its masters and moments are in the engine alone: nothing was saved or loaded.",
+        cure="Pass the engine as the model (save(model=engine), load_latest(engine)): not engine.module, nor as an "
+        "extra.",
+    )
 
 
 def clean_name(name: str) -> str:

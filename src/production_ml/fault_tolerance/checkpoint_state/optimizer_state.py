@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -58,12 +58,20 @@ def capture_optimizer(
     """
     own: dict[str, torch.Tensor] = {}
     members, state = _capture_parameters(optimizer, names, prefix, own, cache)
+    groups = capture_groups(optimizer, members, prefix, own)
+    tensors.update(own)
+    return {"class": _class_name(optimizer), "groups": groups, "state": state}
+
+
+def capture_groups(
+    optimizer: Optimizer, members: Sequence[list[str]], prefix: str, tensors: dict[str, torch.Tensor]
+) -> list[dict[str, Any]]:
+    """The JSON form of an optimizer's groups: the names of their parameters, and their options."""
     groups = []
     for number, (group, params) in enumerate(zip(optimizer.param_groups, members, strict=True)):
         options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
-        groups.append({"params": params, "options": encode_tree(options, f"{prefix}.group{number}", own)})
-    tensors.update(own)
-    return {"class": _class_name(optimizer), "groups": groups, "state": state}
+        groups.append({"params": params, "options": encode_tree(options, f"{prefix}.group{number}", tensors)})
+    return groups
 
 
 def _capture_parameters(

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from production_ml.core.errors import CheckpointError, DamagedCheckpointError
-from production_ml.fault_tolerance.agreement import gather_json
+from production_ml.fault_tolerance.agreement import gather_json, refused_on_all
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.byte_source import ByteSource
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
@@ -152,12 +152,13 @@ def _begin(directory: CheckpointPlace, *, rank: int, waits: bool) -> list[Damage
     Such checkpoints get their names back with the next listing, and nothing of them is lost; but the disk is bad.
     """
     misnamed: list[Damage] = []
-    if rank == 0:
-        # The listing, which follows, tells all ranks of a directory that cannot be read.
-        with contextlib.suppress(OSError):
-            if waits:
-                _await_saves_under_way(directory)
-            misnamed = [Damage.of_name(found) for found in directory.misnamed()]
+    with refused_on_all(call="load_latest, waiting for saves"):
+        if rank == 0:
+            # The listing, which follows, tells all ranks of a directory that cannot be read.
+            with contextlib.suppress(OSError):
+                if waits:
+                    _await_saves_under_way(directory)
+                misnamed = [Damage.of_name(found) for found in directory.misnamed()]
     told = gather_json([found.to_dict() for found in misnamed], call="load_latest, beginning")
     return [Damage(**found) for found in told[0]]
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from production_ml.core.clock import SYSTEM_CLOCK, iso_utc
 from production_ml.core.structured_logging import log_event
+from production_ml.fault_tolerance.agreement import told
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.verification import Damage
 from production_ml.fault_tolerance.loading.damage_report import describe
@@ -45,9 +46,9 @@ def _quarantine(place: CheckpointPlace, step: int, damage: Sequence[Damage]) -> 
     reason = {"step": step, "found_at": found_at, "damage": [found.to_dict() for found in damage]}
     try:
         return place.quarantine(step, reason)
-    except OSError as problem:
+    except Exception as problem:  # noqa: BLE001 - the other ranks have resumed, and wait for this one
         # A disk that is mounted read-only after an error: resuming matters more than tidiness.
-        _LOG.warning("%s: cannot be moved to quarantine (%s)", place.committed(step), problem.strerror)
+        _LOG.warning("%s: cannot be moved to quarantine (%s)", place.committed(step), told(problem))
         return None
 
 

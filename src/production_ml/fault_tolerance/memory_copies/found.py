@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from production_ml.core.errors import DamagedCheckpointError
 from production_ml.fault_tolerance.agreement import gather_json
 from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.memory_copies.image_source import ImageSource
@@ -17,6 +19,8 @@ from production_ml.fault_tolerance.memory_copies.peer_door import Door
 from production_ml.fault_tolerance.memory_copies.peer_visit import fetch
 from production_ml.fault_tolerance.memory_copies.record import CopyRecord, assemble, copy_name, decode_record
 from production_ml.fault_tolerance.memory_copies.visit import GoneError, borrow, forget, what_keepers_hold
+
+_LOG: Final = logging.getLogger(__name__)
 
 Holder: TypeAlias = Path | Door
 """Where a keeper is met that has a copy: on this host, or on another node."""
@@ -72,9 +76,17 @@ class CopiedStep:
         self._images, self._afar = {}, {}
 
     def _borrow(self, rank: int) -> CopyRecord:
+        damage: DamagedCheckpointError | None = None
         for holder in self._holders[rank]:
-            with contextlib.suppress(GoneError):
+            try:
                 return self._borrow_from(holder, rank)
+            except GoneError:
+                continue
+            except DamagedCheckpointError as found:
+                _LOG.warning("%s; the next who holds a copy of it is asked", found.what)
+                damage = found
+        if damage is not None:
+            raise damage
         raise GoneError(f"nobody has rank {rank}'s copy of step {self.step} any more")
 
     def _borrow_from(self, holder: Holder, rank: int) -> CopyRecord:

@@ -57,11 +57,13 @@ class Keeper:
         self._is_hashed.set()
         self._has_dismissed_others = False
         self.copies = KeptCopies(newest)
-        self._sender = CopySender(self.copies)
         self.door: Door | None = None
+        listener, self._name = place.listen()
         if peer_host is not None:
             self._open_to_peers(peer_host)
-        listener, self._name = place.listen()
+        # Also where nobody can reach this keeper: whatever is to be sent is answered for.
+        self._sender = CopySender(self.copies)
+        self._sender.start()
         self._server = KeeperServer(
             listener,
             self.copies,
@@ -70,8 +72,8 @@ class Keeper:
             place={"local_rank": local_rank, "door": self.door},
         )
         self._server.start()
-        for record, descriptor, is_replica in take_over(place, self._name, local_rank):
-            self._adopt(record, descriptor, is_replica=is_replica)
+        for record, descriptor, standing in take_over(place, self._name, local_rank):
+            self._adopt(record, descriptor, standing)
 
     def begin(self) -> None:
         """A copy is in the making: who asks what is kept waits for it."""
@@ -97,9 +99,9 @@ class Keeper:
         if is_sent:
             self._sender.offer(order.save_id, order.rank)
 
-    def introduce(self, peer: Sequence[Any] | None) -> None:
-        """Send copies to this keeper of another node from now on."""
-        self._sender.introduce(None if peer is None else Door(*peer))
+    def introduce(self, peer: Sequence[Any] | None, *, held: str | None) -> None:
+        """Send copies to this keeper of another node from now on; all peers hold those of the save `held`."""
+        self._sender.introduce(None if peer is None else Door(*peer), held=held)
 
     def transfers(self) -> dict[str, Any]:
         """How this keeper is reached, and what became of what was to be sent."""
@@ -132,12 +134,11 @@ class Keeper:
             return
         self.door = peers.door
         peers.start()
-        self._sender.start()
 
-    def _adopt(self, record: str, descriptor: int | None, *, is_replica: bool) -> None:
+    def _adopt(self, record: str, descriptor: int | None, standing: dict[str, bool]) -> None:
         try:
             decoded = decode_record(record, step=0)
-            self.copies.add(KeptCopy.of(decoded, descriptor, is_replica=is_replica, is_adopted=True))
+            self.copies.add(KeptCopy.of(decoded, descriptor, is_adopted=True, **standing))
         except DamagedCheckpointError:
             # Memory has flipped a bit in it; nobody could load it.
             if descriptor is not None:

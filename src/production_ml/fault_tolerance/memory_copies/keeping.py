@@ -16,6 +16,8 @@ from production_ml.fault_tolerance.saving.writer.client import Keeping
 _ELSEWHERE: Final = "192.0.2.1"
 """An address for documentation (RFC 5737): the way to it is the way out; nothing is sent."""
 _ANY_PORT: Final = 9
+_NODES_OF_SRUN: Final = "SLURM_STEP_NUM_NODES"
+"""Where srun starts the ranks itself, without a launcher on each node."""
 
 
 def keeping(directory: CheckpointPlace, newest: int) -> Keeping | None:
@@ -34,7 +36,8 @@ def this_node() -> str:
 
 def peer_host(environ: Mapping[str, str]) -> str | None:
     """The address of the interface that reaches the first rank; None where all ranks are on one node."""
-    if environ.get("GROUP_WORLD_SIZE", "1") in ("", "0", "1"):
+    nodes = environ.get("GROUP_WORLD_SIZE") or environ.get(_NODES_OF_SRUN) or "1"
+    if nodes in ("0", "1"):
         return None
     master = environ.get("MASTER_ADDR", "localhost")
     found = _address_towards(master)

@@ -7,20 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from production_ml.fault_tolerance.memory_copies.record import CopyRecord, encode_record
+from production_ml.fault_tolerance.memory_copies.record import CopyHead, CopyRecord, encode_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeptCopy:
+class KeptCopy(CopyHead):
     """One rank's shard of one step in memory."""
 
-    step: int
-    save_id: str
-    rank: int
-    world_size: int
-    created_at: float
     size_bytes: int
     record: str
     """As `encode_record` gives it."""
@@ -30,6 +24,8 @@ class KeptCopy:
     """Which of the trainer's images it is; None where it belongs to the keeper."""
     is_replica: bool = False
     """Whether it was made on another node."""
+    is_everywhere: bool = False
+    """Whether it is a replica, and the other ranks' replicas of its save have arrived too."""
     is_adopted: bool = False
     """Whether a predecessor held it."""
 
@@ -41,33 +37,20 @@ class KeptCopy:
         *,
         slot: int | None = None,
         is_replica: bool = False,
+        is_everywhere: bool = False,
         is_adopted: bool = False,
     ) -> KeptCopy:
         """A copy, with its record made ready for who asks."""
         return cls(
-            step=record.step,
-            save_id=record.save_id,
-            rank=record.rank,
-            world_size=record.world_size,
-            created_at=record.created_at,
+            **record.head(),
             size_bytes=record.size_bytes,
             record=encode_record(record),
             descriptor=descriptor,
             slot=slot,
             is_replica=is_replica,
+            is_everywhere=is_everywhere,
             is_adopted=is_adopted,
         )
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What ranks tell each other of it."""
-        return {
-            "step": self.step,
-            "save_id": self.save_id,
-            "rank": self.rank,
-            "world_size": self.world_size,
-            "created_at": self.created_at,
-        }
 
 
 class KeptCopies:
@@ -93,15 +76,24 @@ class KeptCopies:
             self._drop(lambda held: (held.save_id, held.rank) == (copy.save_id, copy.rank))
             self._copies.append(copy)
 
-    def expect_replica(self, rank: int) -> None:
-        """Another copy of a rank of another node is on its way.
+    def expect_replica(self, rank: int, *, held: str | None) -> None:
+        """Another copy of a rank of another node is on its way; it may never arrive, here or at another peer.
 
-        That it is sent means that all ranks' copies of the one before have arrived, so what is older can go. That one
-        stays until the next is sent, for the other ranks' copies of this step may be late.
+        So the newest that has arrived everywhere stays. Of a predecessor the newest stays too: it may have arrived
+        everywhere when nobody lived to be told.
+
+        Args:
+            rank: The rank.
+            held: The id of the newest save of this attempt whose copies have arrived at all peers.
         """
         with self._lock:
-            replicas = [held for held in self._copies if held.is_replica and held.rank == rank]
-            self._drop(lambda held: held in replicas[:-1])
+            for at, copy in enumerate(self._copies):
+                if copy.is_replica and copy.save_id == held:
+                    self._copies[at] = replace(copy, is_everywhere=True)
+            replicas = [copy for copy in self._copies if copy.is_replica and copy.rank == rank]
+            everywhere = [copy for copy in replicas if copy.is_everywhere][-1:]
+            untold = [copy for copy in replicas if copy.is_adopted][-1:] if held is None else []
+            self._drop(lambda copy: copy in replicas and copy not in everywhere and copy not in untold)
 
     def reuse(self, slot: int, *, agreed: int, replicated: bool) -> None:
         """The trainer begins to write into one of its images.

@@ -74,9 +74,9 @@ class MeetingPlace:
         sweep(self.path.parent)
         name = f"{os.getpid()}-{os.urandom(4).hex()}{_SUFFIX}"
         for _ in range(_TRIES):
-            _own_directory(self.path)
-            # The last keeper of an earlier attempt may take the directory away just now.
+            # The last keeper of an earlier attempt may take the directory away at any moment.
             with contextlib.suppress(FileNotFoundError):
+                _own_directory(self.path)
                 return _listener(self.path, name), name
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hmac
 import os
 import secrets
@@ -20,6 +19,7 @@ from production_ml.fault_tolerance.checkpoint_format.verification import chunks_
 from production_ml.fault_tolerance.memory_copies.image_source import ImageSource
 from production_ml.fault_tolerance.memory_copies.kept import KeptCopies, KeptCopy
 from production_ml.fault_tolerance.memory_copies.record import CopyRecord, assemble_one, copy_name, decode_record
+from production_ml.fault_tolerance.memory_copies.visitors import visitors
 from production_ml.fault_tolerance.saving.image import ShardImage
 from production_ml.fault_tolerance.saving.writer import messages
 
@@ -36,9 +36,6 @@ _MOST_AT_THE_DOOR: Final = 256
 """Of those who have not said the token yet; one more, and the one who has waited longest is turned away."""
 _VISITORS_FAULTS: Final = (OSError, ValueError, LookupError, TypeError, MemoryError, RecursionError, CheckpointError)
 """Whatever a stranger sends, or a friend that dies, it ends the visit and nothing else."""
-_PASSING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
-"""What hinders one from being let in now, and others not later."""
-_BREATH_SECONDS: Final = 0.1
 _MEMORY: Final = Path("/proc/meminfo")
 
 
@@ -95,14 +92,7 @@ class PeerDoor(threading.Thread):
 
     def run(self) -> None:
         """Serve until the process ends."""
-        while True:
-            try:
-                accepted, _ = self._listener.accept()
-            except OSError as problem:
-                if problem.errno in _PASSING:
-                    time.sleep(_BREATH_SECONDS)
-                    continue
-                return
+        for accepted in visitors(self._listener):
             visitor = _Visitor(fileno=accepted.detach())
             self._make_way_for(visitor)
             try:
@@ -157,7 +147,7 @@ class PeerDoor(threading.Thread):
 
     def _take_in(self, visitor: socket.socket, asked: dict[str, Any]) -> None:
         record = decode_record(asked["record"], step=0)
-        self._copies.expect_replica(record.rank)
+        self._copies.expect_replica(record.rank, held=asked["held"])
         image = receive_image(visitor, record)
         try:
             if image is not None:

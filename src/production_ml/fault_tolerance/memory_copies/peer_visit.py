@@ -36,6 +36,7 @@ class CopySender(threading.Thread):
         super().__init__(name="checkpoint-sender", daemon=True)
         self._copies = copies
         self._peer: Door | None = None
+        self._held: str | None = None
         self._next: tuple[str, int] | None = None
         self._changed = threading.Condition()
         self.done: str | None = None
@@ -43,9 +44,9 @@ class CopySender(threading.Thread):
         self.failed: str | None = None
         """The id of the save whose copy could not be sent, where that was the last."""
 
-    def introduce(self, peer: Door | None) -> None:
-        """Send to this one from now on."""
-        self._peer = peer
+    def introduce(self, peer: Door | None, *, held: str | None) -> None:
+        """Send to this one from now on; all peers hold the copies of the save `held`."""
+        self._peer, self._held = peer, held
 
     def offer(self, save_id: str, rank: int) -> None:
         """Send this copy when the one under way has been sent."""
@@ -73,12 +74,13 @@ class CopySender(threading.Thread):
             GoneError: There is no peer, or no copy, or the peer does not take it.
             OSError: The peer cannot be reached.
         """
-        if self._peer is None:
+        peer = self._peer  # looked at once: another thread may take it away
+        if peer is None:
             raise GoneError("there is no peer")
-        with self._copies.borrow(save_id, rank) as copy, visit(self._peer) as channel:
+        with self._copies.borrow(save_id, rank) as copy, visit(peer) as channel:
             if copy is None:
                 raise GoneError("the copy is not held any more")
-            messages.send(channel, {"kind": "offer", "record": copy.record})
+            messages.send(channel, {"kind": "offer", "record": copy.record, "held": self._held})
             send_image(channel, copy)
             channel.settimeout(_VERIFY_SECONDS)
             answer = messages.receive(channel, MOST_RECORD_BYTES)

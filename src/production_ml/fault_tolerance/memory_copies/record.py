@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from production_ml.core.errors import CheckpointWriteError, DamagedCheckpointError
@@ -26,8 +26,8 @@ _HASH_DIGITS: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CopyRecord:
-    """What one rank's copy of one step is: with those of all ranks it makes up a manifest."""
+class CopyHead:
+    """Which copy it is."""
 
     step: int
     save_id: str
@@ -36,6 +36,16 @@ class CopyRecord:
     world_size: int
     created_at: float
     """Wall seconds."""
+
+    def head(self) -> dict[str, Any]:
+        """This alone, in JSON: what ranks tell each other of it."""
+        return {one.name: getattr(self, one.name) for one in fields(CopyHead)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CopyRecord(CopyHead):
+    """What one rank's copy of one step is: with those of all ranks it makes up a manifest."""
+
     metrics: Mapping[str, float]
     """Rank 0's; the others' say nothing."""
     values: Any
@@ -56,11 +66,7 @@ def copy_name(step: int, file: str = "") -> str:
 def encode_record(record: CopyRecord) -> str:
     """As text that begins with the hash of the rest: memory may flip a bit in a record as in a tensor."""
     document = {
-        "step": record.step,
-        "save_id": record.save_id,
-        "rank": record.rank,
-        "world_size": record.world_size,
-        "created_at": record.created_at,
+        **record.head(),
         "metrics": dict(record.metrics),
         "values": record.values,
         "part": part_json(record.part),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from production_ml.fault_tolerance.agreement import gather_json, rank_and_world_size
 from production_ml.fault_tolerance.memory_copies.keeping import this_node
 from production_ml.fault_tolerance.memory_copies.replication import Replication, peer_of
 from production_ml.fault_tolerance.saving.staging import Staging
 from production_ml.fault_tolerance.saving.writer.client import Writer
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +35,8 @@ class ImageRing:
         self._complete: list[str] = []
         """The ids of the saves that all ranks hold; the newest comes last."""
         self._nodes: list[str] = []
+        self._unreachable: list[int] = []
+        """The ranks whose keepers are up, but cannot be reached from other nodes."""
         self._replication = Replication()
 
     @property
@@ -41,7 +47,7 @@ class ImageRing:
     @property
     def is_sent(self) -> bool:
         """Whether the next save is to be sent to peers."""
-        return self._has_peers and self._replication.under_way is None
+        return self._is_replicating and self._replication.under_way is None
 
     def settle(self, writer: Writer, *, call: str) -> None:
         """Find out which saves are complete: a rank's own copy is of use only with those of all the others.
@@ -52,14 +58,16 @@ class ImageRing:
         if not self._newest:
             return
         own = [slot.save_id for slot in self._slots if slot.save_id in writer.kept]
-        transfers = {"door": None, "done": None, "failed": None, **(writer.transfers() if self._has_peers else {})}
+        asks = self._has_peers
+        transfers = {"door": None, "done": None, "failed": None, **(writer.transfers() if asks else {})}
         answers = gather_json({"kept": own, "node": this_node(), **transfers}, call=f"{call}, copies in memory")
         self._complete = [one for one in own if one and all(one in theirs["kept"] for theirs in answers)]
         self._nodes = [theirs["node"] for theirs in answers]
         self._replication = self._replication.advance(answers, self._complete)
-        if self._has_peers:
+        if asks:
             peer = peer_of(rank_and_world_size()[0], self._nodes)
-            writer.introduce(None if peer is None else answers[peer]["door"])
+            writer.introduce(None if peer is None else answers[peer]["door"], held=self._replication.held)
+            self._note_unreachable([r for r, theirs in enumerate(answers) if theirs["kept"] and not theirs["door"]])
 
     def next(self) -> Staging:
         """Where the next save is staged. What it held is lost."""
@@ -75,7 +83,7 @@ class ImageRing:
     def announce(self, writer: Writer) -> None:
         """Tell the keeper that the image that was given last is about to be written into."""
         replicated = self._replication.held is not None
-        stand_in = len(self.agreed) if replicated or not self._has_peers else 0
+        stand_in = len(self.agreed) if replicated or not self._is_replicating else 0
         writer.reuse(self._slots[-1].staging.image, agreed=stand_in, replicated=replicated)
 
     def hold(self, save_id: str) -> None:
@@ -88,6 +96,23 @@ class ImageRing:
         """Let go of all memory; what a keeper holds stays."""
         for slot in self._slots:
             slot.staging.close()
+
+    def _note_unreachable(self, ranks: list[int]) -> None:
+        """Say once what a lost node would cost."""
+        if ranks and not self._unreachable and rank_and_world_size()[0] == ranks[0]:
+            _LOG.warning(
+                "Copies of checkpoints in memory are not sent to other nodes: the keepers of the ranks %s have no "
+                "address there. A crash of a worker is recovered from memory all the same, but a lost node costs all "
+                "steps since the newest checkpoint on disk. Start the ranks with torchrun or srun, and set MASTER_ADDR "
+                "to a name that every node knows.",
+                ", ".join(map(str, ranks)),
+            )
+        self._unreachable = ranks
+
+    @property
+    def _is_replicating(self) -> bool:
+        """Replicas are of use only all together: where one keeper cannot be reached, none is sent."""
+        return self._has_peers and not self._unreachable
 
     @property
     def _has_peers(self) -> bool:

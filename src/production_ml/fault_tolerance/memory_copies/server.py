@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from production_ml.fault_tolerance.memory_copies.kept import KeptCopies
+from production_ml.fault_tolerance.memory_copies.visitors import visitors
 from production_ml.fault_tolerance.saving.writer import messages
 from production_ml.fault_tolerance.saving.writer.readable import await_readable
 
 _PATIENCE_SECONDS: Final = 10.0
 """Of a visitor and for one: all are on this host, and what they send is small."""
-_LOOK_SECONDS: Final = 0.05
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -73,11 +73,7 @@ class KeeperServer(threading.Thread):
 
     def run(self) -> None:
         """Serve until the process ends."""
-        while True:
-            try:
-                visitor, _ = self._listener.accept()
-            except OSError:
-                return
+        for visitor in visitors(self._listener):
             with visitor, contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 visitor.settimeout(_PATIENCE_SECONDS)
                 if _is_own_user(visitor):
@@ -104,7 +100,7 @@ class KeeperServer(threading.Thread):
     def _list(self, visitor: socket.socket) -> None:
         if self._life.has_ended():
             self._await_hashed()
-        summaries = [copy.summary for copy in self._copies.all()]
+        summaries = [copy.head() for copy in self._copies.all()]
         messages.send(visitor, {"kind": "copies", "copies": summaries, **self._place})
 
     def _lend(self, visitor: socket.socket, asked: dict[str, Any]) -> None:
@@ -124,7 +120,8 @@ class KeeperServer(threading.Thread):
         for held in self._copies.all():
             with self._copies.borrow(held.save_id, held.rank) as copy:
                 if copy is not None:
-                    message = {"kind": "copy", "record": copy.record, "is_replica": copy.is_replica}
+                    standing = {"is_replica": copy.is_replica, "is_everywhere": copy.is_everywhere}
+                    message = {"kind": "copy", "record": copy.record, "standing": standing}
                     messages.send(visitor, message, [] if copy.descriptor is None else [copy.descriptor])
         messages.send(visitor, {"kind": "all"})
         received = messages.receive(visitor)

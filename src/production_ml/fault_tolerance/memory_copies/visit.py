@@ -69,11 +69,12 @@ def dismiss_others(place: MeetingPlace, own_name: str) -> None:
                 ask(path, {"kind": "dismiss"})
 
 
-def take_over(place: MeetingPlace, own_name: str, local_rank: int) -> Iterator[tuple[str, int | None, bool]]:
+def take_over(place: MeetingPlace, own_name: str, local_rank: int) -> Iterator[tuple[str, int | None, dict[str, bool]]]:
     """All that the keepers hold whose trainers were in this one's place and are dead. Those keepers end then.
 
     Yields:
-        A copy's record, the descriptor of its image, and whether it is a copy for another node.
+        A copy's record, the descriptor of its image, and its standing: whether it `is_replica` of another node's, and
+        `is_everywhere` then.
     """
     for path in place.sockets():
         if path.name != own_name:
@@ -81,7 +82,7 @@ def take_over(place: MeetingPlace, own_name: str, local_rank: int) -> Iterator[t
                 messages.send(channel, {"kind": "take_over", "local_rank": local_rank})
                 while (received := messages.receive(channel)) is not None and received[0]["kind"] == "copy":
                     message, descriptors = received
-                    yield message["record"], descriptors[0] if descriptors else None, message["is_replica"]
+                    yield message["record"], descriptors[0] if descriptors else None, message["standing"]
                 if received is not None and received[0]["kind"] == "all":
                     messages.send(channel, {"kind": "taken"})
             if not is_listening(path):

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from production_ml.core.errors import CheckpointWriteError, ConfigError
+from production_ml.core.errors import CheckpointWriteError
+from production_ml.fault_tolerance.checkpoint_format.manifest import Manifest
 from production_ml.fault_tolerance.checkpoint_state.capture import capture
-from production_ml.fault_tolerance.checkpoint_state.deepspeed_engine import check_is_own
 from production_ml.fault_tolerance.checkpoint_state.deepspeed_partition import is_engine, is_partitioned, partition_of
+from production_ml.fault_tolerance.checkpoint_state.restoring import plan_restoration
 
 
 class DeepSpeedEngine(nn.Module):
@@ -76,14 +77,17 @@ def test_an_engine_that_a_checkpoint_cannot_hold_is_refused_by_name(engine, reas
         capture(engine, None, {})
 
 
-def test_an_optimizer_that_is_not_the_engines_own_is_refused():
+def test_an_engine_as_an_extra_is_refused_with_the_cure_when_it_is_saved_and_when_it_is_loaded():
     engine = DeepSpeedEngine(DeepSpeedZeroOptimizer())
-    check_is_own(engine, None)
-    check_is_own(engine, engine.optimizer)
-    check_is_own(engine, engine.optimizer.optimizer)
+    values = {"model": {}, "optimizer": None, "extra": {"critic": {"kind": "module", "value": {}}}}
+    manifest = Manifest(
+        step=1, save_id="a", created_at=0.0, world_size=1, metrics={}, values=values, files={}, tensors={}
+    )
 
-    with pytest.raises(ConfigError, match=r"Pass engine\.optimizer"):
-        check_is_own(engine, torch.optim.SGD(nn.Linear(1, 1).parameters()))
+    with pytest.raises(CheckpointWriteError, match=r"save\(model=engine\)"):
+        capture(nn.Module(), None, {"critic": engine})
+    with pytest.raises(CheckpointWriteError, match=r"load_latest\(engine\)"):
+        plan_restoration(manifest, nn.Module(), None, {"critic": engine})
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, (0, 4)), (1, (4, 3)), (2, (7, 0))])

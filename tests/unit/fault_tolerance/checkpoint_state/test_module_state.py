@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from production_ml.core.errors import CheckpointMismatchError
+from production_ml.core.errors import CheckpointMismatchError, CheckpointWriteError
 from production_ml.fault_tolerance.checkpoint_format.manifest import TensorEntry
 from production_ml.fault_tolerance.checkpoint_format.tensor_types import DTYPE_NAMES
 from production_ml.fault_tolerance.checkpoint_state.capture_cache import CaptureCache
@@ -83,6 +83,19 @@ def test_what_a_module_keeps_as_extra_state_comes_back():
     restore(target, encoded, tensors).apply(tensors)
 
     assert (target.calls, target.history.tolist()) == (3, [0, 1, 2])
+
+
+@pytest.mark.parametrize("mark", ["ds_tensor", "_hp_mapping"])
+def test_the_module_of_a_zero_engine_is_refused_with_the_cure_also_where_it_was_saved_before(mark):
+    module, cache = nn.Linear(2, 3), CaptureCache()
+    capture_module(live_state(module), "model", {}, cache)
+    encoded, tensors = captured(nn.Linear(2, 3))
+    setattr(module.bias, mark, None)  # as DeepSpeed marks its parameters; a rank without a part of it holds None
+
+    with pytest.raises(CheckpointWriteError, match=r"'bias'(?s:.*)save\(model=engine\)"):
+        capture_module(live_state(module), "model", {}, cache)
+    with pytest.raises(CheckpointWriteError, match=r"'bias'(?s:.*)load_latest\(engine\)"):
+        restore(module, encoded, tensors)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,20 @@ def test_a_keeper_that_was_killed_is_followed_by_one_that_holds_nothing(owned, t
 
     assert writer.kept == set()
     assert list(held(owned).values()) == [[]]
+
+
+def test_what_cannot_be_sent_is_answered_for_also_where_no_other_node_reaches_the_keeper(owned, trainer):
+    writer = trainer(1)
+    image = ShardImage()
+    image.resize(CONTENTS.layout.size_bytes)
+    sent = replace(order(2), is_sent=True)
+
+    writer.write(sent, image, None)
+
+    deadline = time.monotonic() + 60
+    while (told := writer.transfers())["failed"] is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (told["door"], told["done"], told["failed"]) == (None, None, sent.save_id)
 
 
 def wait_for(process: int) -> None:

@@ -14,5 +14,11 @@ def test_on_loopback_peers_are_on_loopback_too():
     assert peer_host({"MASTER_ADDR": "127.0.0.1", "GROUP_WORLD_SIZE": "2"}) == "127.0.0.1"
 
 
+def test_without_a_launcher_srun_tells_how_many_nodes_there_are():
+    assert peer_host({"MASTER_ADDR": "127.0.0.1", "SLURM_STEP_NUM_NODES": "2"}) == "127.0.0.1"
+    assert peer_host({"MASTER_ADDR": "127.0.0.1", "SLURM_STEP_NUM_NODES": "1"}) is None
+    assert peer_host({"MASTER_ADDR": "127.0.0.1", "GROUP_WORLD_SIZE": "1", "SLURM_STEP_NUM_NODES": "2"}) is None
+
+
 def test_a_first_rank_whose_name_is_unknown_leaves_none():
     assert peer_host({"MASTER_ADDR": "no-such-host.invalid", "GROUP_WORLD_SIZE": "2"}) is None

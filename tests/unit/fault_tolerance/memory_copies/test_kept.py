@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from production_ml.fault_tolerance.memory_copies.kept import KeptCopies
+from production_ml.fault_tolerance.memory_copies.kept import KeptCopies, KeptCopy
 
 
 def held(copies: KeptCopies) -> list[int]:
@@ -47,13 +47,40 @@ def test_a_predecessors_replicas_stay_until_there_are_newer_replicas(copy_of):
     assert held(copies) == []
 
 
-def test_a_replica_stays_until_the_one_after_the_next_is_sent(copy_of):
+def send(copies: KeptCopies, copy: KeptCopy, *, held: str | None) -> None:
+    copies.expect_replica(copy.rank, held=held)
+    copies.add(copy)
+
+
+def test_a_replica_stays_until_a_newer_one_has_arrived_everywhere(copy_of):
     copies = KeptCopies(1)
-    for step in (1, 2, 3):
-        copies.expect_replica(0)
-        copies.add(copy_of(step, is_replica=True))
+    send(copies, copy_of(1, save_id="aa", is_replica=True), held=None)
+    send(copies, copy_of(2, save_id="bb", is_replica=True), held="aa")
+    send(copies, copy_of(3, save_id="cc", is_replica=True), held="bb")
 
     assert held(copies) == [2, 3]
+
+
+def test_a_transfer_that_failed_at_another_peer_costs_no_replica_that_has_arrived_everywhere(copy_of):
+    copies = KeptCopies(1)
+    send(copies, copy_of(1, save_id="aa", is_replica=True), held=None)
+    send(copies, copy_of(2, save_id="bb", is_replica=True), held="aa")
+    for step in (3, 4):
+        send(copies, copy_of(step, is_replica=True), held="aa")
+
+    assert held(copies) == [1, 4]
+
+
+def test_of_a_predecessor_that_died_amid_sending_both_stay_until_a_successors_has_arrived_everywhere(copy_of):
+    copies = KeptCopies(1)
+    copies.add(copy_of(1, save_id="aa", is_replica=True, is_adopted=True, is_everywhere=True))
+    copies.add(copy_of(2, save_id="bb", is_replica=True, is_adopted=True))
+    send(copies, copy_of(3, save_id="cc", is_replica=True), held=None)
+    assert held(copies) == [1, 2, 3]
+
+    send(copies, copy_of(4, save_id="dd", is_replica=True), held="cc")
+
+    assert held(copies) == [3, 4]
 
 
 def test_what_is_forgotten_is_held_no_more(copy_of):

@@ -13,12 +13,14 @@ class FakeWriter:
     def __init__(self):
         self.kept = set()
         self.reused = []
+        self.introduced = []
+        self.told = {}
 
     def transfers(self):
-        return {}
+        return self.told
 
-    def introduce(self, peer):
-        pass
+    def introduce(self, peer, *, held):
+        self.introduced.append((peer, held))
 
     def reuse(self, image, *, agreed, replicated):
         self.reused.append((image.descriptor, agreed))

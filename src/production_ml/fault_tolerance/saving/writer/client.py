@@ -150,12 +150,12 @@ class Writer:
                 return self._answer_to(number, self._channel) or {}
         return {}
 
-    def introduce(self, peer: Sequence[Any] | None) -> None:
-        """Say to which keeper of another node copies are to be sent."""
+    def introduce(self, peer: Sequence[Any] | None, *, held: str | None) -> None:
+        """Say to which keeper of another node copies are to be sent, and which save all peers hold already."""
         self._recover()
         if self._channel is not None:
             with contextlib.suppress(ConnectionError), self._amid_messages():
-                messages.send(self._channel, {"kind": "introduce", "peer": peer})
+                messages.send(self._channel, {"kind": "introduce", "peer": peer, "held": held})
 
     def reuse(self, image: ShardImage, *, agreed: int, replicated: bool = False) -> None:
         """Say that an image is about to be written into, so that what it holds is kept no more.

@@ -78,7 +78,7 @@ class WriterProcess:
                 case "reuse" if self._keeper is not None:
                     self._keeper.reuse(message)
                 case "introduce" if self._keeper is not None:
-                    self._keeper.introduce(message["peer"])
+                    self._keeper.introduce(message["peer"], held=message["held"])
 
     def _next(self) -> tuple[dict[str, Any], list[int]] | None:
         # A worker that the trainer has forked may hold the channel open after the trainer's death.
