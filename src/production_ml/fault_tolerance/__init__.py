@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from production_ml.fault_tolerance.checkpoint_state.per_rank import PerRank, RankStates
     from production_ml.fault_tolerance.checkpoint_state.random_state import RandomState
     from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
+    from production_ml.fault_tolerance.elastic_training import ElasticTraining
 
-__all__ = ["CheckpointManager", "PerRank", "RandomState", "RankStates", "ResumeState"]
+__all__ = ["CheckpointManager", "ElasticTraining", "PerRank", "RandomState", "RankStates", "ResumeState"]
 
 _HOMES: Final = {
     "CheckpointManager": "production_ml.fault_tolerance.checkpoint_manager",
+    "ElasticTraining": "production_ml.fault_tolerance.elastic_training",
     "PerRank": "production_ml.fault_tolerance.checkpoint_state.per_rank",
     "RandomState": "production_ml.fault_tolerance.checkpoint_state.random_state",
     "RankStates": "production_ml.fault_tolerance.checkpoint_state.per_rank",
