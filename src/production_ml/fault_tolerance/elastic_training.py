@@ -115,6 +115,8 @@ class ElasticTraining:
             collate_fn=collate_fn,
             persistent_workers=num_workers > 0,
             pin_memory=_device_of(model).type == "cuda",
+            # Without one of its own a loader draws from torch's, at each start amid an epoch too: dropout would differ.
+            generator=torch.Generator().manual_seed(seed),
         )
         self._strategy: TrainingStrategy = STRATEGIES.load(choose_strategy(model) if strategy == "auto" else strategy)()
         self._model = self._strategy.prepare(model, optimizer)
