@@ -14,12 +14,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-import production_ml.fault_tolerance as fault_tolerance
+from production_ml import fault_tolerance
 
 STEPS = 12
-STEP_SECONDS = 0.05
 KIND, AT, VICTIM = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 ATTEMPT = int(os.environ.get("PRODUCTION_ML_ATTEMPT", os.environ["TORCHELASTIC_RESTART_COUNT"]))
+STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0.02")) if ATTEMPT == 0 else 0.0
+PAUSE_SECONDS = 4.0
 IS_ILL = ATTEMPT == 0 and int(os.environ["RANK"]) == VICTIM
 
 
@@ -62,7 +63,10 @@ def loop_for_ever() -> None:
 
 
 def hold_the_gil_for_ever() -> None:
-    ctypes.PyDLL(None).sleep(1_000_000)  # unlike CDLL, PyDLL keeps the GIL
+    library = ctypes.PyDLL(None)  # unlike CDLL, PyDLL keeps the GIL
+    mutex = ctypes.create_string_buffer(128)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
 
 
 def sleep_for_ever_in_the_dataset() -> None:
@@ -73,11 +77,32 @@ def wait_for_what_never_comes() -> None:
     dist.recv(torch.ones(1), src=1 - VICTIM)
 
 
-def look_at_all(model: nn.Module) -> None:
-    """Long, busy, and between two steps: an evaluation."""
-    until = time.monotonic() + float(os.environ["PAUSE_SECONDS"])
+def look_at_every_sample() -> None:
+    """Long, busy, and between two steps."""
+    until = time.monotonic() + PAUSE_SECONDS
     while time.monotonic() < until:
         torch.ones(64, 64) @ torch.ones(64, 64)
+
+
+def evaluate() -> None:
+    look_at_every_sample()
+
+
+def save_to_a_slow_disk() -> None:
+    time.sleep(PAUSE_SECONDS)
+
+
+def pause() -> None:
+    """What takes far longer than a step and is no hang."""
+    if KIND == "said-pause":
+        with fault_tolerance.paused():
+            time.sleep(PAUSE_SECONDS)
+    elif KIND == "evaluation-of-all":
+        look_at_every_sample()
+    elif KIND == "evaluation-of-one" and IS_ILL:
+        evaluate()
+    elif KIND == "slow-save-of-one" and IS_ILL:
+        save_to_a_slow_disk()
 
 
 def main() -> None:
@@ -85,8 +110,10 @@ def main() -> None:
     model = DistributedDataParallel(Model())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loader = DataLoader(Samples(), batch_size=1, num_workers=1 if KIND == "data-worker" else 0)
-    evaluate = look_at_all  # under the name that a stack shows: look_at_all says nothing
-    with fault_tolerance.HangWatch(**eval(os.environ.get("HANG_WATCH", "{}"))):
+    if KIND == "slow-start":
+        time.sleep(PAUSE_SECONDS)
+    limits = fault_tolerance.HangLimits(floor_seconds=1.0)
+    with fault_tolerance.HangWatch(limits=limits):  # without effect under a launcher that watches
         for step, batch in enumerate(loader):
             time.sleep(STEP_SECONDS)
             optimizer.zero_grad()
@@ -96,12 +123,10 @@ def main() -> None:
             else:
                 dist.all_reduce(torch.ones(1))
             optimizer.step()
-            if KIND == "said-pause" and step == AT:
-                with fault_tolerance.paused():
-                    evaluate(model)
-            if KIND == "unsaid-pause" and step == AT:
-                evaluate(model)
+            if step == AT:
+                pause()
     print(f"rank {dist.get_rank()} finished in attempt {ATTEMPT}", flush=True)
+    del model, optimizer  # DDP holds on to the process group; gloo's threads abort the process if it ends with them
     dist.destroy_process_group()
 
 

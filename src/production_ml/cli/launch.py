@@ -24,7 +24,8 @@ Our own flags:
                         the same DIR again continues that run
                         (default: runs/SCRIPT/NEW-ID)
   --hang-timeout T      auto, SECONDS without a step, or off: a rank that hangs
-                        is named and ended (default: auto)
+                        is named and ended; auto learns the step time, and
+                        auto:SECONDS sets its floor (default: auto, 30 s)
   --quiet               no lines of the launcher's own on stderr
 
 \b

@@ -17,12 +17,22 @@ if TYPE_CHECKING:
     from production_ml.fault_tolerance.checkpoint_state.per_rank import PerRank, RankStates
     from production_ml.fault_tolerance.checkpoint_state.random_state import RandomState
     from production_ml.fault_tolerance.checkpoint_state.resume_state import ResumeState
-    from production_ml.fault_tolerance.recovery.hang import HangWatch, paused
+    from production_ml.fault_tolerance.recovery.hang import HangLimits, HangWatch, paused
 
-__all__ = ["CheckpointManager", "HangWatch", "PerRank", "RandomState", "RankStates", "ResumeState", "paused"]
+__all__ = [
+    "CheckpointManager",
+    "HangLimits",
+    "HangWatch",
+    "PerRank",
+    "RandomState",
+    "RankStates",
+    "ResumeState",
+    "paused",
+]
 
 _HOMES: Final = {
     "CheckpointManager": "production_ml.fault_tolerance.checkpoint_manager",
+    "HangLimits": "production_ml.fault_tolerance.recovery.hang",
     "HangWatch": "production_ml.fault_tolerance.recovery.hang",
     "PerRank": "production_ml.fault_tolerance.checkpoint_state.per_rank",
     "RandomState": "production_ml.fault_tolerance.checkpoint_state.random_state",

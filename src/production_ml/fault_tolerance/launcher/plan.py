@@ -104,7 +104,10 @@ def argument_parser() -> ArgumentParser:
     ours.add_argument("--run-dir", "--run_dir", default=os.environ.get(RUN_DIR_VARIABLE), help="Where the run is kept.")
     ours.add_argument("--quiet", action="store_true", help="No lines of the launcher's own on stderr.")
     ours.add_argument(
-        "--hang-timeout", "--hang_timeout", default="auto", help="auto, a number of seconds without a step, or off."
+        "--hang-timeout",
+        "--hang_timeout",
+        default="auto",
+        help="auto, auto:FLOOR, a number of seconds without a step, or off.",
     )
     if "PET_MAX_RESTARTS" not in os.environ:
         parser.set_defaults(max_restarts=MAX_RESTARTS)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from production_ml.fault_tolerance.recovery.hang.stacks import Activity
+
+_TOGETHER: Final = 0.5
+"""Ranks that are silent for at least this part of the longest silence hang together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,18 @@ class Verdict:
     """It does what may take long: it evaluates, saves or compiles; or nobody waits for it."""
 
 
+def _unmoved(reports: Sequence[RankReport]) -> list[RankReport]:
+    """Without the ranks that go on, and without those that are done where nobody waits for them."""
+    somebody_waits = any(_waits(report) for report in reports)
+    here = [report for report in reports if report.state != "ended" or somebody_waits]
+    longest = max((report.silent_seconds for report in here if report.state != "ended"), default=0.0)
+    return [
+        report
+        for report in here
+        if report.state == "ended" or (not report.has_stepped and report.silent_seconds >= longest * _TOGETHER)
+    ]
+
+
 def find_culprits(reports: Sequence[RankReport]) -> Verdict:
     """Ranks that wait in a collective are victims; the one that does not is the culprit."""
     culprits = _culprits(reports)
@@ -101,7 +116,8 @@ def _suspicion(report: RankReport) -> int:
     }[report.activity]
 
 
-def _culprits(reports: Sequence[RankReport]) -> tuple[RankReport, ...]:
+def _culprits(all_reports: Sequence[RankReport]) -> tuple[RankReport, ...]:
+    reports = _unmoved(all_reports)
     most = max((_suspicion(report) for report in reports), default=0)
     if most > 0:
         suspects = [report for report in reports if _suspicion(report) == most]

@@ -82,6 +82,8 @@ def ask_for_flight_recorders(workers: Iterable[WatchedWorker]) -> dict[int, byte
     asked = []
     for worker in workers:
         worker.files.flight.unlink(missing_ok=True)
+        if look_at(worker.pid).state == "stopped":
+            continue
         with suppress(OSError):  # nobody reads: the worker is no Python, or has not come that far
             descriptor = os.open(worker.files.question, os.O_WRONLY | os.O_NONBLOCK)
             try:

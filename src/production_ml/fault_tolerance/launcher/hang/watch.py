@@ -22,7 +22,7 @@ from production_ml.fault_tolerance.launcher.hang.questions import (
     kill,
     last_collective,
 )
-from production_ml.fault_tolerance.pulse import Beat, Phase, Pulse
+from production_ml.fault_tolerance.pulse import Beat, Pulse
 from production_ml.fault_tolerance.recovery.hang.limits import HangLimits, StepTimes, silent_seconds
 from production_ml.fault_tolerance.recovery.hang.processes import look_at
 from production_ml.fault_tolerance.recovery.hang.stacks import Activity
@@ -30,7 +30,6 @@ from production_ml.fault_tolerance.recovery.hang.stacks import Activity
 LOOK_SECONDS: Final = 0.25
 _OBSERVE_SECONDS: Final = 0.5
 """Between two looks at a rank that is silent, to see whether it moves."""
-_RAISE: Final = 2.0
 _logger = logging.getLogger(__name__)
 
 
@@ -95,29 +94,25 @@ class AttemptWatch(threading.Thread):
         beats = {rank: pulse.read() for rank, pulse in self._pulses.items()}
         for rank, beat in beats.items():
             self._times[rank].see(beat)
-        silent = self._silent(beats)
-        if not silent:
-            self._raised_to = None
-        if not silent and not self._other_nodes.is_asked():
-            return False
-        return self._look_into(beats)
+        if self._is_due(beats) or self._other_nodes.is_asked():
+            return self._look_into(beats)
+        return False
 
-    def _silent(self, beats: Mapping[int, Beat]) -> list[int]:
-        """The ranks that have said nothing for longer than they may; none in a script that never beats."""
+    def _is_due(self, beats: Mapping[int, Beat]) -> bool:
+        """Whether a rank has said nothing for longer than it may; never in a script that has no pulse."""
+        beats = {rank: beat for rank, beat in beats.items() if look_at(self._workers[rank].pid).state != "ended"}
         now = self._clock.monotonic_seconds()
         beats_at_all = any(beat.steps for beat in beats.values()) or any(
             times.typical_seconds is not None for times in self._times.values()
         )
         if not beats_at_all:
-            return []
-        limits = {rank: self._times[rank].limit_seconds(beat.phase) for rank, beat in beats.items()}
-        if all(beat.phase is Phase.ENDING for beat in beats.values()):
-            return []
-        past = {rank for rank, beat in beats.items() if silent_seconds(beat, now) > limits[rank]}
-        if self._raised_to is None or not past:
-            return sorted(past)
-        # Raised for the silence that lasts: no rank's count starts anew.
-        return sorted(rank for rank in past if silent_seconds(beats[rank], now) > self._raised_to)
+            return False
+        silences = {rank: silent_seconds(beat, now) for rank, beat in beats.items()}
+        past = [rank for rank in beats if silences[rank] > self._times[rank].limit_seconds(beats[rank].phase)]
+        if not past:
+            self._raised_to = None  # what was raised for is over
+            return False
+        return self._raised_to is None or max(silences[rank] for rank in past) > self._raised_to
 
     def _look_into(self, before: Mapping[int, Beat]) -> bool:
         reports = self._reports(before)
@@ -125,8 +120,8 @@ class AttemptWatch(threading.Thread):
         if self._ended.is_set():
             return True
         verdict = find_culprits(all_reports)
-        now = self._clock.monotonic_seconds()
-        silence = max((silent_seconds(beat, now) for beat in before.values()), default=0.0)
+        blamed = verdict.culprits or all_reports
+        silence = max((report.silent_seconds for report in blamed), default=0.0)
         facts = self._facts(verdict, all_reports, silence)
         if self._raised_to is None:
             line = f"no step for {silence:.1f} s: {blame(verdict)}; stacks of all ranks: {self._files.directory}"
@@ -139,7 +134,9 @@ class AttemptWatch(threading.Thread):
 
     def _raise(self, verdict: Verdict, beats: Mapping[int, Beat], silence: float) -> None:
         limit = max((self._times[rank].limit_seconds(beat.phase) for rank, beat in beats.items()), default=silence)
-        self._raised_to = max(limit * _RAISE, self._limits.paused_seconds if verdict.is_pause else 0.0)
+        self._raised_to = max(
+            limit * self._limits.raise_factor, self._limits.paused_seconds if verdict.is_pause else 0.0
+        )
         why = "it does what may take long" if verdict.is_pause else "it is slow, but alive"
         line = f"waiting until {self._raised_to:.1f} s have passed: {why}"
         self._tell("timeout_raised", line, level="warning", limit_seconds=self._raised_to, reason=why)

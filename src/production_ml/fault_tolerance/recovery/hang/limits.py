@@ -19,8 +19,8 @@ _GAPS_NEEDED: Final = 3
 class HangLimits:
     """The limits of silence; `training` in StepTimes says how they meet the learned step time.
 
-    A silence beyond the limit is looked into. A rank that is then found alive gets the limit twice over, once. So with
-    a `multiple` of 2 a hang is ended within five step times, looking included, as soon as that is more than the floor.
+    A silence beyond the limit is looked into. A rank that is then found alive gets `raise_factor` times the limit,
+    once. So a hang is ended after three step times and the looking, as soon as that is more than the floor.
     """
 
     floor_seconds: float = 30.0
@@ -29,6 +29,8 @@ class HangLimits:
     """Of the median step."""
     pause_multiple: float = 1.5
     """Of the longest recent time between two steps: an evaluation that happens now and then."""
+    raise_factor: float = 1.5
+    """By which the limit is raised for a rank that is slow, but alive."""
     paused_seconds: float = 600.0
     """While it evaluates, saves or compiles."""
     starting_seconds: float = 1800.0
@@ -37,7 +39,14 @@ class HangLimits:
     """Instead of what would be learned."""
 
     def __post_init__(self) -> None:
-        for name in ("floor_seconds", "multiple", "pause_multiple", "paused_seconds", "starting_seconds"):
+        for name in (
+            "floor_seconds",
+            "multiple",
+            "pause_multiple",
+            "raise_factor",
+            "paused_seconds",
+            "starting_seconds",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, getattr(self, name), "must be more than 0")
         if self.fixed_seconds is not None and not (self.fixed_seconds > 0 and math.isfinite(self.fixed_seconds)):
@@ -45,7 +54,7 @@ class HangLimits:
 
 
 def parse_hang_timeout(text: str) -> HangLimits | None:
-    """What `--hang-timeout` says: `auto`, a number of seconds, or `off`, which gives None.
+    """What `--hang-timeout` says: `auto`, `auto:FLOOR` in seconds, a number of seconds, or `off`, which gives None.
 
     Raises:
         ConfigError: It is none of these.
@@ -54,13 +63,17 @@ def parse_hang_timeout(text: str) -> HangLimits | None:
         return None
     if text == "auto":
         return HangLimits()
+    is_floor = text.startswith("auto:")
     try:
-        seconds = float(text)
+        seconds = float(text.removeprefix("auto:"))
     except ValueError:
-        raise ConfigError("--hang-timeout", text, "must be auto, off, or a number of seconds") from None
-    return HangLimits(
-        fixed_seconds=seconds, paused_seconds=max(HangLimits().paused_seconds, seconds) if seconds > 0 else 1.0
-    )
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        problem = "must be auto, auto:FLOOR, off, or a number of seconds above 0"
+        raise ConfigError("--hang-timeout", text, problem)
+    if is_floor:
+        return HangLimits(floor_seconds=seconds)
+    return HangLimits(fixed_seconds=seconds, paused_seconds=max(HangLimits().paused_seconds, seconds))
 
 
 class StepTimes:

@@ -13,16 +13,20 @@ from typing import Final
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
 _STDLIB: Final = sysconfig.get_paths()["stdlib"]
-_PAUSE_FUNCTION = re.compile(r"^_?(eval|valid|test|measure|save|checkpoint|snapshot|compile|warm_?up)", re.IGNORECASE)
+_PAUSE_FUNCTION = re.compile(r"^_?(eval|valid|test|measure|save|checkpoint|snapshot)(?!.*train)", re.IGNORECASE)
 _PAUSE_FILES: Final = (
     "torch/_dynamo/",
     "torch/_inductor/",
     "torch/serialization.py",
     "torch/distributed/checkpoint/",
-    "torch/utils/_contextlib.py",  # a function under @torch.no_grad() or @torch.inference_mode()
     "safetensors/",
+    "fault_tolerance/checkpoint_manager.py",
+    "fault_tolerance/saving/",
+    "fault_tolerance/loading/",
 )
-_OPTIMIZER: Final = "torch/optim/"  # Optimizer.step itself runs under no_grad
+_NO_GRAD_FILE: Final = "torch/utils/_contextlib.py"
+"""A function under @torch.no_grad() or @torch.inference_mode(); an optimizer's step is one too."""
+_OPTIMIZER: Final = "torch/optim/"
 _DATA_FILES: Final = ("torch/utils/data/",)
 _BACKWARD: Final = ("torch/autograd/graph.py", "_engine_run_backward")
 
@@ -106,10 +110,10 @@ def _library_calls(stack: Sequence[Frame]) -> Sequence[Frame]:
 
 
 def _is_pause(stack: Stack) -> bool:
-    if any(_OPTIMIZER in frame.file for frame in stack):
-        return False
+    is_step = any(_OPTIMIZER in frame.file for frame in stack)
     return any(
         any(part in frame.file for part in _PAUSE_FILES)
+        or (_NO_GRAD_FILE in frame.file and not is_step)
         or (not frame.is_library and _PAUSE_FUNCTION.match(frame.function))
         for frame in stack
     )

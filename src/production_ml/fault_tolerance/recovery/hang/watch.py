@@ -161,11 +161,11 @@ class HangWatch:
     ) -> float | None:
         """What to multiply the limit by, for a rank that is slow but alive, or waits for one that may be."""
         if activity is Activity.PAUSE:
-            raised = max(self._limits.paused_seconds / limit, 2.0)
+            raised = max(self._limits.paused_seconds / limit, self._limits.raise_factor)
         elif activity in (Activity.COLLECTIVE, Activity.BACKWARD):
-            raised = 2.0  # the peer that it waits for may be alive; it ends by itself if it can
+            raised = self._limits.raise_factor  # the peer that it waits for may be alive; it ends by itself if it can
         elif look_at(os.getpid()).cpu_seconds - cpu_seconds > silence / 4:
-            raised = 2.0
+            raised = self._limits.raise_factor
         else:
             return None
         log_event(
