@@ -16,7 +16,7 @@ from typing import Final, Literal, Self, TextIO
 
 from production_ml.core.clock import SYSTEM_CLOCK, Clock
 from production_ml.core.distributed_env import DistributedEnv
-from production_ml.core.errors import ExitCode
+from production_ml.core.errors import ConfigError, ExitCode
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.pulse import Phase, Pulse
 from production_ml.fault_tolerance.recovery.hang import answering
@@ -87,7 +87,8 @@ class HangWatch:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         found = limits or parse_hang_timeout(str(timeout))
-        assert found is not None, "a timeout that is off has no place here"  # noqa: S101
+        if found is None:
+            raise ConfigError("timeout", timeout, 'must be "auto" or a number of seconds', cure="Make no HangWatch.")
         self._limits = found
         self._directory = Path(directory) if directory is not None else None
         self._clock = clock
@@ -134,8 +135,10 @@ class HangWatch:
 
     def _run(self) -> None:
         times = StepTimes(self._limits)
-        cpu_seconds, raised = 0.0, 1.0
+        raised = 1.0
+        cpu_seconds = look_at(os.getpid()).cpu_seconds
         while not self._ended.wait(_LOOK_SECONDS):
+            former_cpu, cpu_seconds = cpu_seconds, look_at(os.getpid()).cpu_seconds
             beat = self._pulse.read()
             times.see(beat)
             if not beat.steps:
@@ -146,25 +149,25 @@ class HangWatch:
                 max(limit * _DEAD_MAN_FACTOR, 4 * _LOOK_SECONDS), exit=True, file=self._dump_file
             )
             if silence <= limit:
-                raised, cpu_seconds = 1.0, look_at(os.getpid()).cpu_seconds
+                raised = 1.0
                 continue
             stack = self._main_stack()
             activity = activity_of(stack)
-            if raised == 1.0 and (raise_to := self._raise(activity, limit, cpu_seconds, silence, stack)):
+            if raised == 1.0 and (
+                raise_to := self._raise(activity, limit, silence, stack, is_busy=_is_busy(cpu_seconds - former_cpu))
+            ):
                 raised = raise_to
             is_victim = activity in (Activity.COLLECTIVE, Activity.BACKWARD)
             if silence > limit * raised + (_VICTIM_GRACE_SECONDS if is_victim else 0.0):
                 self._end(silence, activity, stack)
 
-    def _raise(
-        self, activity: Activity, limit: float, cpu_seconds: float, silence: float, stack: Stack
-    ) -> float | None:
+    def _raise(self, activity: Activity, limit: float, silence: float, stack: Stack, *, is_busy: bool) -> float | None:
         """What to multiply the limit by, for a rank that is slow but alive, or waits for one that may be."""
         if activity is Activity.PAUSE:
             raised = max(self._limits.paused_seconds / limit, self._limits.raise_factor)
         elif activity in (Activity.COLLECTIVE, Activity.BACKWARD):
             raised = self._limits.raise_factor  # the peer that it waits for may be alive; it ends by itself if it can
-        elif look_at(os.getpid()).cpu_seconds - cpu_seconds > silence / 4:
+        elif is_busy:
             raised = self._limits.raise_factor
         else:
             return None
@@ -215,3 +218,8 @@ class HangWatch:
                 return (self._directory / f"hang-rank-{self._rank}.txt").open("w")
         assert sys.__stderr__ is not None  # noqa: S101 - a worker under a launcher has one
         return sys.__stderr__
+
+
+def _is_busy(cpu_seconds: float) -> bool:
+    """Since the last look; a process that waits uses a few thousandths of a core."""
+    return cpu_seconds > _LOOK_SECONDS / 4
