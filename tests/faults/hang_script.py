@@ -126,8 +126,8 @@ def main() -> None:
             if step == AT:
                 pause()
     print(f"rank {dist.get_rank()} finished in attempt {ATTEMPT}", flush=True)
-    del model, optimizer  # DDP holds on to the process group; gloo's threads abort the process if it ends with them
     dist.destroy_process_group()
+    os._exit(0)  # on a busy machine gloo under DDP aborts one interpreter in twenty at its exit, hang or no hang
 
 
 if __name__ == "__main__":

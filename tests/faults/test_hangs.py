@@ -68,13 +68,15 @@ def test_a_hang_is_named_and_ended_within_five_step_times(tmp_path, rng, kind):
     "kind", ["said-pause", "evaluation-of-all", "evaluation-of-one", "slow-save-of-one", "slow-start"]
 )
 def test_what_takes_long_is_no_hang(tmp_path, rng, kind):
-    victim, step = rng.randrange(2), rng.randrange(5, 9)
-    flags = ["--hang-timeout=auto:0.5", "--max-restarts=0", "--run-dir=run"]
+    victim, step = rng.randrange(2), rng.randrange(6, 9)
+    flags = ["--hang-timeout=auto:1", "--max-restarts=0", "--run-dir=run"]
 
-    done = run([*LAUNCH, *flags, SCRIPT, kind, str(step), str(victim)], tmp_path)
+    done = run([*LAUNCH, *flags, SCRIPT, kind, str(step), str(victim)], tmp_path, STEP_SECONDS="0.25")
 
     assert done.returncode == 0, done.stderr
     assert events(tmp_path / "run", "hang_found") == []
+    is_looked_into = kind not in ("said-pause", "slow-start")
+    assert bool(events(tmp_path / "run", "timeout_raised")) is is_looked_into
     for rank in range(2):
         assert FINISHED_IN.format(rank, 0) in done.stdout
 
@@ -90,9 +92,9 @@ def test_a_script_without_a_pulse_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("kind", ["loop", "gil", "data-worker"])
 def test_under_torchrun_a_worker_that_hangs_ends_itself_and_is_started_again(tmp_path, rng, kind):
-    victim, step = rng.randrange(2), rng.randrange(5, 9)
+    victim, step = rng.randrange(2), rng.randrange(6, 9)
     # torchrun's own restart is broken on gloo without this.
-    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "STEP_SECONDS": "0.25"}
 
     done = run([*TORCHRUN, SCRIPT, kind, str(step), str(victim)], tmp_path, **variables)
 

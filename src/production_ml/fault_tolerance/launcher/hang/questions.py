@@ -17,7 +17,7 @@ from production_ml.fault_tolerance.recovery.hang.answering import STACK_SIGNAL, 
 from production_ml.fault_tolerance.recovery.hang.processes import (
     ProcessFacts,
     catches,
-    children_of,
+    data_workers_of,
     kernel_place,
     look_at,
 )
@@ -29,7 +29,6 @@ _LOOK_SECONDS: Final = 0.01
 _IS_BUSY: Final = 0.25
 """Of a core. A process that waits uses a few thousandths."""
 _MAIN_THREAD: Final = re.compile(r"main thread 0x([0-9a-f]+)")
-_DATA_WORKER: Final = "pt_data_worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +123,8 @@ def judge(first: Answer, second: Answer, pid: int) -> tuple[Activity, str, bool,
 def data_worker_findings(worker: WatchedWorker) -> tuple[tuple[str, ...], str]:
     """What the DataLoader's processes of a rank do, in words, and their stacks as they dumped them."""
     findings, dumps = [], []
-    for pid in children_of(worker.pid):
+    for pid in data_workers_of(worker.pid):
         process = look_at(pid)
-        if not process.name.startswith(_DATA_WORKER):
-            continue
         size = _size(worker.files.stacks)
         # A forked child has its parent's handler, and the parent's file.
         dump = _dump_of_child(worker.files.stacks, pid, size) if _ask(pid) else ""

@@ -98,7 +98,8 @@ class StepTimes:
         if last is None or beat.steps == last.steps:
             return
         if last.steps > 0 and beat.steps > last.steps and not self._has_paused:
-            self._gaps.append((beat.step_seconds - last.step_seconds) / (beat.steps - last.steps))
+            steps = beat.steps - last.steps
+            self._gaps.extend([(beat.step_seconds - last.step_seconds) / steps] * min(steps, _GAPS_KEPT))
         self._has_paused = False
 
     def begin_attempt(self) -> None:

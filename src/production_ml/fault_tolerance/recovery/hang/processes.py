@@ -17,6 +17,8 @@ _STATES: Final = {
     "X": "ended",
     "I": "sleeping",
 }
+_DATA_WORKER: Final = "pt_data_worker"
+"""How torch names them."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -50,6 +52,11 @@ def children_of(pid: int) -> list[int]:
         except OSError:
             continue
     return sorted(children)
+
+
+def data_workers_of(pid: int) -> list[int]:
+    """The processes of its DataLoaders."""
+    return [child for child in children_of(pid) if look_at(child).name.startswith(_DATA_WORKER)]
 
 
 def catches(pid: int, number: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from production_ml.fault_tolerance.recovery.hang.limits import (
     parse_hang_timeout,
     silent_seconds,
 )
-from production_ml.fault_tolerance.recovery.hang.processes import look_at
+from production_ml.fault_tolerance.recovery.hang.processes import data_workers_of, look_at
 from production_ml.fault_tolerance.recovery.hang.stacks import Activity, Frame, Stack, activity_of, place_of
 
 _LOOK_SECONDS: Final = 0.25
@@ -201,6 +202,10 @@ class HangWatch:
                 Path(self._dump_file.name).with_suffix(".flight.json").write_bytes(answering.flight_recorder())
         with suppress(OSError, ValueError):
             sys.stderr.flush()
+        for pid in data_workers_of(os.getpid()):
+            # One that hangs too would outlive this process, and hold on to its output and its memory.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         os._exit(ExitCode.RESTART_ME)
 
     def _main_stack(self) -> Stack:
