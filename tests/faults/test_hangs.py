@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,23 @@ def test_a_hang_is_named_and_ended_within_five_step_times(tmp_path, rng, kind):
     assert failed["reason"].startswith("hung for ")
     for rank in range(2):
         assert FINISHED_IN.format(rank, 1) in done.stdout
+
+
+def test_over_two_nodes_the_one_with_the_culprit_ends_it(tmp_path, rng):
+    victim = rng.randrange(2)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    meet = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=job"]
+    command = [*LAUNCH[:-1], *meet, "--local-addr=127.0.0.1", "--hang-timeout=1.5", "--run-dir=run"]
+
+    with ThreadPoolExecutor() as nodes:
+        jobs = [nodes.submit(run, [*command, SCRIPT, "stop", "6", str(victim)], tmp_path) for _ in range(2)]
+
+    assert [job.result().returncode for job in jobs] == [0, 0], jobs[0].result().stderr
+    found = events(tmp_path / "run", "hang_found")
+    assert [hang["ranks"] for hang in found] == [[victim], [victim]]
+    reasons = [failure["reason"] for failure in events(tmp_path / "run", "worker_failed") if failure["rank"] == victim]
+    assert [reason.startswith("hung for ") for reason in reasons] == [True]
 
 
 @pytest.mark.parametrize(
