@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test unit gpu lint format services demo-kills bench-checkpoint checkpoint-faults \
-	checkpoint-tearing clean
+	checkpoint-tearing hangs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -69,6 +69,9 @@ checkpoint-faults: setup ## A thousand real faults against checkpoints, ours and
 checkpoint-tearing: setup ## A thousand saves while the training goes on and changes everything
 	@PRODUCTION_ML_CHECKPOINT_SAVES=$${PRODUCTION_ML_CHECKPOINT_SAVES:-1000} \
 		$(BIN)/python -m pytest tests/faults/test_checkpoint_tearing.py -s --timeout 0
+
+hangs: setup ## Every way to hang, and every long pause that is no hang
+	@PRODUCTION_ML_HANGS=all $(BIN)/python -m pytest tests/faults/test_hangs.py --timeout 0
 
 clean: ## Remove the environment and what tools have cached
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

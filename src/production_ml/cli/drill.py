@@ -52,6 +52,9 @@ def drill(
     arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
     faults: Annotated[str, typer.Option(help="Which, separated by commas; all by default.")] = "all",
     workers: Annotated[int, typer.Option("--nproc-per-node", help="Workers, as for launch.")] = 2,
+    hang_timeout: Annotated[
+        str, typer.Option("--hang-timeout", help="As for launch: how long a worker may be silent.")
+    ] = "auto:5",
     seed: Annotated[
         int | None, typer.Option(help="Decides where each fault strikes.", show_default="random, and shown")
     ] = None,
@@ -72,7 +75,13 @@ def drill(
     names = FAULTS.names() if faults == "all" else [name.strip() for name in faults.split(",")]
     for name in names:
         FAULTS.check(name)
-    target = Target(script=script, arguments=tuple(arguments or ()), workers=workers, started_in=Path.cwd())
+    target = Target(
+        script=script,
+        arguments=tuple(arguments or ()),
+        workers=workers,
+        hang_timeout=hang_timeout,
+        started_in=Path.cwd(),
+    )
     root = _new_directory(directory)
     chosen = secrets.randbelow(10**6) if seed is None else seed
     signal.signal(signal.SIGTERM, signal.default_int_handler)

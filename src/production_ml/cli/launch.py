@@ -23,6 +23,9 @@ Our own flags:
   --run-dir DIR         where the run log and the workers' output are kept;
                         the same DIR again continues that run
                         (default: runs/SCRIPT/NEW-ID)
+  --hang-timeout T      auto, SECONDS without a step, or off: a rank that hangs
+                        is named and ended; auto learns the step time, and
+                        auto:SECONDS sets its floor, 30 s (default: off)
   --quiet               no lines of the launcher's own on stderr
 
 \b

@@ -22,6 +22,8 @@ class Target:
     arguments: tuple[str, ...] = ()
     """`{cwd}` in one stands for the directory that the drill was started in, as each run has one of its own."""
     workers: int = 2
+    hang_timeout: str = "off"
+    """As for `launch`."""
     started_in: Path
 
     def __post_init__(self) -> None:
@@ -36,6 +38,7 @@ class Target:
         return [
             *(sys.executable, "-m", "production_ml.cli.main", "launch"),
             *("--nproc-per-node", str(self.workers), "--run-dir", str(run_directory)),
+            *("--hang-timeout", self.hang_timeout),
             str(self.script.absolute()),
             *arguments,
         ]

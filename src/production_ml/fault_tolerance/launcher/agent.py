@@ -17,6 +17,7 @@ from production_ml.fault_tolerance.launcher.attempt_files import AttemptFiles
 from production_ml.fault_tolerance.launcher.attempt_workers import AttemptWorkers
 from production_ml.fault_tolerance.launcher.failures import WorkerFailure, explain, root_cause_first, signal_name
 from production_ml.fault_tolerance.launcher.guardian import Guardian
+from production_ml.fault_tolerance.launcher.hang import HangWatches
 from production_ml.fault_tolerance.launcher.interruption import Interruption
 from production_ml.fault_tolerance.launcher.journal import LaunchJournal
 from production_ml.fault_tolerance.launcher.line_filters import LineFilter
@@ -47,6 +48,7 @@ class LaunchAgent(LocalElasticAgent):
         journal: LaunchJournal,
         interruption: Interruption,
         guardian: Guardian,
+        hangs: HangWatches,
     ) -> None:
         self._grace_seconds = plan.config.shutdown_timeout or 0
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), shutdown_timeout=self._grace_seconds)
@@ -58,6 +60,7 @@ class LaunchAgent(LocalElasticAgent):
         self._journal = journal
         self._interruption = interruption
         self._guardian = guardian
+        self._hangs = hangs
         self._workers: WorkerProcesses | None = None
         self._filters: list[LineFilter] = []
 
@@ -72,6 +75,7 @@ class LaunchAgent(LocalElasticAgent):
         environments = {worker.local_rank: attempt.environment(worker) for worker in worker_group.workers}
         for local_rank, environment in environments.items():
             self._set_local_rank_env(environment, local_rank, spec)
+            environment.update(self._hangs.environment(meeting.attempt, local_rank))
         self._setup_local_watchdog(environments)  # type: ignore[arg-type] # adds a variable
         self._setup_healthcheck()
         commands = [attempt.command(worker, environments[worker.local_rank]) for worker in worker_group.workers]
@@ -79,6 +83,8 @@ class LaunchAgent(LocalElasticAgent):
         self._filters = attempt.line_filters(worker_group.workers)
         pids = self._workers.pids
         self._journal.attempt_started(meeting.attempt, world_size=worker_group.workers[0].world_size, pids=pids)
+        ranks = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
+        self._hangs.begin(meeting, ranks, pids, self._store)
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -138,6 +144,7 @@ class LaunchAgent(LocalElasticAgent):
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         super()._shutdown(death_sig, timeout)
+        self._hangs.end()
         if self._workers is None:
             return
         if self._interruption.received is not None:

@@ -32,6 +32,14 @@ class AttemptFiles:
         """Where a script under torchelastic's `record` leaves its exception, as JSON."""
         return self.directory / f"rank-{rank:05d}.error.json"
 
+    def stacks(self, rank: int) -> Path:
+        """Where a rank was when a hang was looked into."""
+        return self.directory / f"rank-{rank:05d}.stacks.txt"
+
+    def flight_recorder(self, rank: int) -> Path:
+        """Torch's record of the rank's newest collectives, at that moment."""
+        return self.directory / f"rank-{rank:05d}.flight.json"
+
     def filtered(self, stream: str) -> Path:
         """The lines that `--duplicate-stdout-filters` and its sister pick, of all ranks."""
         return self.directory / f"filtered_{stream}.log"

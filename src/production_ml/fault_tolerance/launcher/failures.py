@@ -93,6 +93,8 @@ def root_cause_first(failures: Iterable[WorkerFailure]) -> list[WorkerFailure]:
 
 def advice(failure: WorkerFailure) -> str:
     """What to look at for a failure of this kind."""
+    if failure.reason.startswith("hung for "):
+        return f"Look at the stacks of all ranks, rank-*.stacks.txt; rank {failure.rank} {failure.reason}."
     if failure.signal == "SIGKILL":
         return "SIGKILL that nobody sent comes from the kernel's out-of-memory killer: see `dmesg | grep -i oom`."
     if failure.signal in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE"):

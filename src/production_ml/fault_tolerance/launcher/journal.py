@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from production_ml.core.clock import SYSTEM_CLOCK, Clock
 from production_ml.fault_tolerance.launcher.failures import WorkerFailure
@@ -84,6 +85,11 @@ class LaunchJournal:
         self.restarts += 1
         self._writer.event("restart_scheduled", attempt=attempt, restarts_left=restarts_left)
         self._say(f"restarting all workers; restarts left after this one: {restarts_left}")
+
+    def happened(self, event: str, line: str, *, level: str, **facts: Any) -> None:
+        """Something that another part of the launcher has seen, with its own words for a person."""
+        self._writer.event(event, level=level, message=line, **facts)
+        self._say(line)
 
     def interrupted(self, signal_name: str, *, grace_seconds: float) -> None:
         """A signal asks the launcher to end."""

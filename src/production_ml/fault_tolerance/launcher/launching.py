@@ -19,6 +19,7 @@ from production_ml.fault_tolerance.launcher.agent import LaunchAgent
 from production_ml.fault_tolerance.launcher.attempt_files import AttemptFiles, next_attempt
 from production_ml.fault_tolerance.launcher.failures import advice
 from production_ml.fault_tolerance.launcher.guardian import Guardian
+from production_ml.fault_tolerance.launcher.hang import HangWatches
 from production_ml.fault_tolerance.launcher.interruption import Interruption
 from production_ml.fault_tolerance.launcher.journal import LaunchJournal, describe, say_nothing
 from production_ml.fault_tolerance.launcher.plan import LaunchPlan, parse_arguments
@@ -75,8 +76,9 @@ def _run(plan: LaunchPlan, journal: LaunchJournal, interruption: Interruption, f
     rendezvous = None
     try:
         rendezvous = _rendezvous(plan, first_attempt)
-        with closing(Guardian()) as guardian:
-            result = _agent(plan, rendezvous, journal, interruption, guardian).run()
+        hangs = HangWatches(plan.hang_limits, plan.log_directory, journal.happened)
+        with closing(Guardian()) as guardian, closing(hangs):
+            result = _agent(plan, rendezvous, journal, interruption, guardian, hangs).run()
     except (RendezvousError, DistError) as problem:
         raise _no_meeting(plan, problem) from problem
     except OSError as problem:
@@ -100,6 +102,7 @@ def _agent(
     journal: LaunchJournal,
     interruption: Interruption,
     guardian: Guardian,
+    hangs: HangWatches,
 ) -> LaunchAgent:
     spec = WorkerSpec(
         role=plan.config.role,
@@ -114,7 +117,15 @@ def _agent(
         numa_options=plan.config.numa_options,
         virtual_local_rank=plan.config.virtual_local_rank,
     )
-    return LaunchAgent(spec, plan, rendezvous=rendezvous, journal=journal, interruption=interruption, guardian=guardian)
+    return LaunchAgent(
+        spec,
+        plan,
+        rendezvous=rendezvous,
+        journal=journal,
+        interruption=interruption,
+        guardian=guardian,
+        hangs=hangs,
+    )
 
 
 def _rendezvous(plan: LaunchPlan, first_attempt: int) -> SingleNodeRendezvous | FreshStoreRendezvous:

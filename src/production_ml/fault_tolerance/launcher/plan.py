@@ -21,6 +21,7 @@ from production_ml.core.distributed_env import RUN_DIR_VARIABLE
 from production_ml.core.errors import ConfigError
 from production_ml.fault_tolerance.launcher.environment import THREADS_VARIABLE
 from production_ml.fault_tolerance.launcher.target import check_module, check_program, check_script, run_name
+from production_ml.fault_tolerance.recovery.hang.limits import HangLimits, parse_hang_timeout
 from production_ml.monitoring.run_directory import RUNS_ROOT_VARIABLE, RunDirectory, new_run_id
 from production_ml.storage.names import safe_name
 
@@ -51,6 +52,8 @@ class LaunchPlan:
     shown: frozenset[tuple[int, int]]
     """The (local rank, stream) pairs that reach the terminal; 1 is stdout, 2 is stderr."""
     is_quiet: bool
+    hang_limits: HangLimits | None
+    """None: hangs are not looked for."""
 
     def is_shown(self, local_rank: int, stream: int) -> bool:
         return (local_rank, stream) in self.shown
@@ -89,6 +92,7 @@ def parse_arguments(arguments: Sequence[str]) -> LaunchPlan:
         signals=_signals(config.signals_to_handle),
         shown=_shown(given, local_world_size),
         is_quiet=given.quiet,
+        hang_limits=parse_hang_timeout(given.hang_timeout),
     )
 
 
@@ -99,6 +103,12 @@ def argument_parser() -> ArgumentParser:
     ours = parser.add_argument_group("production-ml")
     ours.add_argument("--run-dir", "--run_dir", default=os.environ.get(RUN_DIR_VARIABLE), help="Where the run is kept.")
     ours.add_argument("--quiet", action="store_true", help="No lines of the launcher's own on stderr.")
+    ours.add_argument(
+        "--hang-timeout",
+        "--hang_timeout",
+        default="off",
+        help="auto, auto:FLOOR, a number of seconds without a step, or off (the default).",
+    )
     if "PET_MAX_RESTARTS" not in os.environ:
         parser.set_defaults(max_restarts=MAX_RESTARTS)
     return parser
