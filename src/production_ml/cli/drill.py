@@ -6,7 +6,7 @@ import json
 import secrets
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -68,9 +68,8 @@ def drill(
     """Run a training script under real faults."""
     from production_ml.drill.faults import FAULTS
     from production_ml.drill.presentation import DrillDisplay, html_page
-    from production_ml.drill.runner import Unavailable, run_fault, run_reference
+    from production_ml.drill.runner import hold
     from production_ml.drill.target import Target
-    from production_ml.drill.verdict import Verdict
 
     names = FAULTS.names() if faults == "all" else [name.strip() for name in faults.split(",")]
     for name in names:
@@ -85,38 +84,15 @@ def drill(
     root = _new_directory(directory)
     chosen = secrets.randbelow(10**6) if seed is None else seed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    verdicts: list[Verdict] = []
-    unavailable: list[Unavailable] = []
     with DrillDisplay(is_quiet=as_json, seed=chosen) as display:
-        with display.running("without faults") as watch:
-            reference = run_reference(target, root / "reference", watch)
-        display.reference(reference)
-        for round_number in range(repeat):
-            for number, name in enumerate(names):
-                own_seed = chosen + round_number * len(names) + number
-                with display.running(name) as watch:
-                    place = root / f"{name}-{own_seed}"
-                    found = run_fault(name, target, reference, place, seed=own_seed, watch=watch)
-                display.verdict(found)
-                if isinstance(found, Verdict):
-                    verdicts.append(found)
-                else:
-                    unavailable.append(found)
-    facts: dict[str, Any] = {
-        "script": str(script),
-        "seed": chosen,
-        "reference_seconds": reference.seconds,
-        "steps": len(reference.course.steps),
-        "verdicts": [verdict.to_dict() for verdict in verdicts],
-        "unavailable": {missing.fault: missing.why for missing in unavailable},
-    }
+        outcome = hold(target, names, root, seed=chosen, repeat=repeat, observer=display)
     if html is not None:
-        html.write_text(html_page(facts))
+        html.write_text(html_page(outcome.to_dict()))
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        typer.echo(json.dumps(outcome.to_dict(), indent=2))
     else:
-        display.end(verdicts, unavailable, root)
-    if not all(verdict.is_survived for verdict in verdicts):
+        display.end(outcome, root)
+    if not outcome.is_survived:
         raise typer.Exit(ExitCode.FAILED)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 
-from production_ml.drill.runner import Reference, Unavailable
+from production_ml.drill.runner import Outcome, Reference, Unavailable
 from production_ml.drill.scene import Scene
 from production_ml.drill.verdict import Verdict
 
@@ -76,17 +76,19 @@ class DrillDisplay:
         else:
             self._console.print(f"{found.fault}: [red]not survived[/]: {found.why}", soft_wrap=True)
 
-    def end(self, verdicts: Sequence[Verdict], unavailable: Sequence[Unavailable], root: Path) -> None:
+    def end(self, outcome: Outcome, root: Path) -> None:
         """The table, and where to look."""
         table = Table(*COLUMNS, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-        for verdict in verdicts:
+        for verdict in outcome.verdicts:
             cells = [str(cell) for cell in row(verdict.to_dict())]
             table.add_row(*cells, style="" if verdict.is_survived else "red")
         self._console.print(table)
         self._console.print(LEGEND)
-        survived = sum(verdict.is_survived for verdict in verdicts)
-        self._console.print(f"{survived} of {len(verdicts)} survived; every run is kept in {root}", soft_wrap=True)
-        for missing in unavailable:
+        survived = sum(verdict.is_survived for verdict in outcome.verdicts)
+        self._console.print(
+            f"{survived} of {len(outcome.verdicts)} survived; every run is kept in {root}", soft_wrap=True
+        )
+        for missing in outcome.unavailable:
             self._console.print(f"not caused: {missing.fault}", soft_wrap=True)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import ProductionMLError
@@ -51,6 +53,76 @@ class Unavailable:
 
     fault: str
     why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of a drill."""
+
+    script: Path
+    seed: int
+    reference: Reference
+    verdicts: tuple[Verdict, ...]
+    unavailable: tuple[Unavailable, ...]
+
+    @property
+    def is_survived(self) -> bool:
+        """Whether the script came through every fault that was caused."""
+        return all(verdict.is_survived for verdict in self.verdicts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON."""
+        return {
+            "script": str(self.script),
+            "seed": self.seed,
+            "reference_seconds": self.reference.seconds,
+            "steps": len(self.reference.course.steps),
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "unavailable": {missing.fault: missing.why for missing in self.unavailable},
+        }
+
+
+class Observer(Protocol):
+    """Is told of a drill while it is held."""
+
+    def running(self, what: str) -> AbstractContextManager[Callable[[Scene], None]]:
+        """While a run goes on; gives what is called with its scene now and then."""
+        ...
+
+    def reference(self, reference: Reference) -> None:
+        """The run without faults is over."""
+        ...
+
+    def verdict(self, found: Verdict | Unavailable) -> None:
+        """One fault has been judged."""
+        ...
+
+
+def hold(
+    target: Target, names: Sequence[str], directory: Path, *, seed: int, repeat: int, observer: Observer
+) -> Outcome:
+    """Run the script without faults, and then `repeat` times under each of them.
+
+    Raises:
+        DrillError: It fails without any fault, or logs no steps.
+    """
+    with observer.running("without faults") as watch:
+        reference = run_reference(target, directory / "reference", watch)
+    observer.reference(reference)
+    found: list[Verdict | Unavailable] = []
+    for number, name in enumerate([*names] * repeat):
+        own_seed = seed + number
+        with observer.running(name) as watch:
+            place = directory / f"{name}-{own_seed}"
+            found.append(run_fault(name, target, reference, place, seed=own_seed, watch=watch))
+        observer.verdict(found[-1])
+    return Outcome(
+        script=target.script,
+        seed=seed,
+        reference=reference,
+        verdicts=tuple(one for one in found if isinstance(one, Verdict)),
+        unavailable=tuple(one for one in found if isinstance(one, Unavailable)),
+    )
 
 
 def run_reference(target: Target, directory: Path, watch: Callable[[Scene], None] = lambda _: None) -> Reference:

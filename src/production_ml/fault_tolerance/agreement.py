@@ -9,33 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store, _get_default_group, _get_default_store
 
-from production_ml.core.distributed_env import DistributedEnv
-from production_ml.core.errors import CheckpointError, ConfigError, ProductionMLError
+from production_ml.core.errors import CheckpointError, ProductionMLError
 from production_ml.fault_tolerance.farewell import end_well
+from production_ml.training.ranks import rank_and_world_size
 
 _PREFIX: Final = "production_ml/agreement"
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's place among the ranks that save and load together.
-
-    Raises:
-        ConfigError: A launcher started several ranks, but the process group is not there yet.
-    """
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    env = DistributedEnv.read()
-    if env.world_size > 1:
-        raise ConfigError(
-            "WORLD_SIZE",
-            env.world_size,
-            "several ranks were launched, but torch.distributed is not initialised",
-            cure="Call torch.distributed.init_process_group() before saving or loading a checkpoint.",
-        )
-    return 0, 1
 
 
 def gather_json(value: Any, *, call: str) -> list[Any]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, ConfigError
-from production_ml.fault_tolerance.agreement import rank_and_world_size, refused_on_all
+from production_ml.fault_tolerance.agreement import refused_on_all
 from production_ml.fault_tolerance.checkpoint_arguments import (
     check_memory_settings,
     check_model_and_optimizer,
@@ -43,6 +43,7 @@ from production_ml.fault_tolerance.saving.order import write_error
 from production_ml.fault_tolerance.saving.save_in_flight import Committed
 from production_ml.fault_tolerance.saving.saver import Saver
 from production_ml.storage.durable import make_directory_durably
+from production_ml.training.ranks import rank_and_world_size
 
 _LOG: Final = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import Any, Final
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointError, ConfigError
 from production_ml.core.structured_logging import log_event
-from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_arguments import check_full
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.checkpoint_format.directory import CheckpointDirectory
 from production_ml.fault_tolerance.interchange.consolidated import write_consolidated
 from production_ml.fault_tolerance.save_schedule import EveryEpochs
+from production_ml.training.ranks import rank_and_world_size
 
 FULL: Final = "full"
 _LOG: Final = logging.getLogger(__name__)

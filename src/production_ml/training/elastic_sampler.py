@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sized
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
-from production_ml.core.distributed_env import DistributedEnv
 from production_ml.core.errors import ConfigError
 from production_ml.training.batch_plan import share_of
 from production_ml.training.permutation import Permutation
+from production_ml.training.ranks import rank_and_world_size
 
 _Batch = TypeVar("_Batch")
 
@@ -43,7 +42,7 @@ class ElasticSampler(Sampler[list[int]]):
         if self._length < 1:
             raise ConfigError("dataset", self._length, "has no samples")
         self._global_batch_size = global_batch_size
-        self._rank, self._world_size = _rank_and_world_size()
+        self._rank, self._world_size = rank_and_world_size()
         if global_batch_size < self._world_size:
             raise ConfigError(
                 "global_batch_size", global_batch_size, f"is smaller than the world size, {self._world_size}"
@@ -194,17 +193,3 @@ class ElasticSampler(Sampler[list[int]]):
     def _ids(self, epoch: int, places: list[int]) -> list[int]:
         order = Permutation(self._length, seed=self._seed, epoch=epoch)
         return order(np.array(places, dtype=np.int64))
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    env = DistributedEnv.read()
-    if env.world_size > 1:
-        raise ConfigError(
-            "WORLD_SIZE",
-            env.world_size,
-            "several ranks were launched, but torch.distributed is not initialised",
-            cure="Call torch.distributed.init_process_group() before making the sampler.",
-        )
-    return 0, 1

@@ -1,25 +1,11 @@
-"""Without a process group a process is alone, unless a launcher says otherwise."""
+"""A rank alone agrees with itself, and raises what it refuses."""
 
 from __future__ import annotations
 
 import pytest
 
 from production_ml.core.errors import ConfigError
-from production_ml.fault_tolerance.agreement import gather_json, rank_and_world_size, refused_on_all
-
-
-def test_a_script_without_a_launcher_is_rank_0_of_1(monkeypatch):
-    for variable in ("WORLD_SIZE", "RANK", "SLURM_NTASKS", "SLURM_PROCID"):
-        monkeypatch.delenv(variable, raising=False)
-
-    assert rank_and_world_size() == (0, 1)
-
-
-def test_several_ranks_without_a_process_group_are_told_to_make_one(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-
-    with pytest.raises(ConfigError, match="init_process_group"):
-        rank_and_world_size()
+from production_ml.fault_tolerance.agreement import gather_json, refused_on_all
 
 
 def test_a_rank_alone_agrees_with_itself():

@@ -6,11 +6,12 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from production_ml.fault_tolerance.agreement import gather_json, rank_and_world_size
+from production_ml.fault_tolerance.agreement import gather_json
 from production_ml.fault_tolerance.memory_copies.keeping import this_node
 from production_ml.fault_tolerance.memory_copies.replication import Replication, peer_of
 from production_ml.fault_tolerance.saving.staging import Staging
 from production_ml.fault_tolerance.saving.writer.client import Writer
+from production_ml.training.ranks import rank_and_world_size
 
 _LOG: Final = logging.getLogger(__name__)
 

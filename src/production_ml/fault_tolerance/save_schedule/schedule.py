@@ -11,12 +11,13 @@ from typing import Any, Final
 from production_ml.core.clock import SYSTEM_CLOCK, Clock
 from production_ml.core.errors import CheckpointError
 from production_ml.core.structured_logging import log_event
-from production_ml.fault_tolerance.agreement import gather_json, rank_and_world_size, told
+from production_ml.fault_tolerance.agreement import gather_json, told
 from production_ml.fault_tolerance.save_schedule.failure_history import FailureHistory, own_failure_history
 from production_ml.fault_tolerance.save_schedule.interval import IntervalChoice
 from production_ml.fault_tolerance.save_schedule.pace import Mark, Pace
 from production_ml.fault_tolerance.save_schedule.policies import Progress, SavePolicy
 from production_ml.fault_tolerance.save_schedule.save_cost import SaveCost
+from production_ml.training.ranks import rank_and_world_size
 
 _LOG: Final = logging.getLogger(__name__)
 _WORTH_TELLING: Final = 0.2

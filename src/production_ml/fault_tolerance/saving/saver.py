@@ -15,7 +15,6 @@ from torch.utils.hooks import RemovableHandle
 
 from production_ml.core.clock import SYSTEM_CLOCK
 from production_ml.core.errors import CheckpointWriteError, ConfigError
-from production_ml.fault_tolerance.agreement import rank_and_world_size
 from production_ml.fault_tolerance.checkpoint_format.base import CheckpointPlace
 from production_ml.fault_tolerance.memory_copies.keeping import keeping
 from production_ml.fault_tolerance.memory_copies.ring import ImageRing
@@ -30,6 +29,7 @@ from production_ml.fault_tolerance.saving.save_in_flight import Committed, SaveI
 from production_ml.fault_tolerance.saving.shard_plan import ShardPlanner
 from production_ml.fault_tolerance.saving.staging import TornSaveError
 from production_ml.fault_tolerance.saving.writer.client import Writer
+from production_ml.training.ranks import rank_and_world_size
 
 _LOG: Final = logging.getLogger(__name__)
 OnCommit = Callable[[Committed, float, float], None]
