@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from production_ml.core.errors import ConfigError
 from production_ml.training.strategies.deepspeed import is_engine
 
 
@@ -22,5 +24,12 @@ def choose_strategy(model: nn.Module) -> str:
         return "ddp"
     if any(isinstance(module, FSDPModule) for module in model.modules()):
         return "fsdp"
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ConfigError(
+            "model",
+            type(model).__name__,
+            "is tensor-parallel, and there is no strategy for that",
+            cure="Train it in a loop of your own; its checkpoints work as any other's.",
+        )
     is_spread = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return "ddp" if is_spread else "plain"
