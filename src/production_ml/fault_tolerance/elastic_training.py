@@ -19,6 +19,7 @@ from production_ml.core.errors import ConfigError
 from production_ml.core.structured_logging import log_event
 from production_ml.fault_tolerance.checkpoint_manager import CheckpointManager
 from production_ml.fault_tolerance.farewell import end_well
+from production_ml.fault_tolerance.recovery.hang import paused
 from production_ml.fault_tolerance.step_consensus import sum_over_ranks
 from production_ml.monitoring import TrainingMonitor
 from production_ml.training.batch_pieces import pieces_of, to_device
@@ -207,7 +208,8 @@ class ElasticTraining:
 
     def _measure(self, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
         self._model.eval()
-        with torch.no_grad():
+        # Longer than a step, and no hang.
+        with torch.no_grad(), paused():
             metrics = {name: float(value) for name, value in evaluate(self._model).items()}
         if self._early_stopping is not None:
             if self._stop_on not in metrics:
