@@ -35,6 +35,7 @@ WORKS_BARE = {
 NEEDS_EXTRA = {
     "demo": ([], "demo"),
     "launch": (["train.py"], "torch"),
+    "drill": (["train.py"], "torch"),
     "checkpoint diff": (["checkpoints", "checkpoints"], "torch"),
     "checkpoint export": (["checkpoints", "out", "--to", "torch"], "torch"),
     "checkpoint import": (["model.pt", "imported"], "torch"),
